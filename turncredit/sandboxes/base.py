@@ -1,0 +1,151 @@
+"""What every sandbox offers, whichever home it has: local, Docker or E2B.
+
+A sandbox runs code that nobody has read. It is asynchronous, it has limits, and what comes out of it is
+data: bytes decoded with replacement, an exit code, and the reason for which it was killed, if it was.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from turncredit.errors import UserError, did_you_mean
+
+MIB = 1 << 20
+
+
+class SandboxError(Exception):
+    """The sandbox itself failed (not the code in it): an infrastructure error, never a zero reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one execution may use. Every field is enforced, or the sandbox refuses to open."""
+
+    wall_s: float = 10.0
+    cpu_s: float = 10.0
+    memory_bytes: int = 512 * MIB
+    processes: int = 32
+    output_bytes: int = 64 * 1024  # of stdout and of stderr, each
+    file_bytes: int = 16 * MIB  # the largest file, and all files together
+    files: int = 256
+    network: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("wall_s", "cpu_s", "memory_bytes", "processes", "output_bytes", "file_bytes", "files"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise UserError(f"limits.{name} is {value!r}: it must be above 0")
+
+
+class KilledBy(StrEnum):
+    """Why an execution did not end by itself."""
+
+    WALL = "wall time"
+    CPU = "cpu time"
+    MEMORY = "memory"
+    SIGNAL = "signal"  # it crashed, or sent itself one
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one execution left behind."""
+
+    stdout: str
+    stderr: str
+    exit: int | None  # None where it was killed
+    killed_by: KilledBy | None
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    truncated: bool  # stdout or stderr was cut at the limit, and carries a mark
+    value: str | None = None  # sessions only: repr of the last expression, as in a notebook
+    files: Mapping[str, bytes] = field(default_factory=dict)  # those asked for with `collect`, where they exist
+
+
+class Session(ABC):
+    """A Python interpreter that keeps its state between calls. Ended by a time-out, a crash or `close`."""
+
+    @abstractmethod
+    async def run(self, code: str, *, limits: Limits | None = None) -> Result:
+        """Run `code` in the interpreter's namespace; `Result.value` is the last expression's repr.
+
+        Raises:
+            SandboxError: the session has ended.
+        """
+
+    @abstractmethod
+    async def write_file(self, path: str, data: bytes) -> None:
+        """Write a file below the session's working folder."""
+
+    @abstractmethod
+    async def read_file(self, path: str) -> bytes:
+        """Read a regular file below the session's working folder; links out of it are refused."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the interpreter and everything it started."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self.close()
+
+
+class Sandbox(ABC):
+    """A place to run code in: each `run` starts from a clean state, and leaves nothing behind."""
+
+    @abstractmethod
+    async def run(self, code: str | None = None, *, argv: Sequence[str] | None = None, stdin: bytes = b"",
+                  files: Mapping[str, bytes] | None = None, collect: Sequence[str] = (),
+                  limits: Limits | None = None) -> Result:
+        """Run Python source (`code`) or a program (`argv`), with `files` in its working folder.
+
+        Args:
+            code: Python source, run as `__main__`. Exactly one of `code` and `argv` is given.
+            argv: a program and its arguments.
+            stdin: what the execution reads from standard input.
+            files: relative path -> content, written before the start.
+            collect: relative paths of regular files to bring back in `Result.files`.
+            limits: the sandbox's own where None.
+        Raises:
+            SandboxError: the sandbox failed, not the code.
+        """
+
+    @abstractmethod
+    async def session(self, *, limits: Limits | None = None) -> Session:
+        """Start an interpreter that keeps its state."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End everything this sandbox started. Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self.close()
+
+    @staticmethod
+    async def open(home: str = "local", **settings: object) -> Sandbox:
+        """Open a sandbox by name: "local", "docker" or "e2b", with that home's settings.
+
+        Raises:
+            UserError: an unknown home, a missing extra, engine or key, or too little protection.
+        """
+        homes = ("local", "docker", "e2b")
+        if home not in homes:
+            raise UserError(f"sandbox {home!r} is unknown{did_you_mean(home, homes)} (known: {', '.join(homes)})")
+        # Imported where used: docker and e2b are extras, and the local home needs Linux.
+        from importlib import import_module
+
+        opened = await import_module(f"turncredit.sandboxes.{home}").open_sandbox(**settings)
+        assert isinstance(opened, Sandbox)
+        return opened
