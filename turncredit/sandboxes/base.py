@@ -64,7 +64,7 @@ class Result:
     peak_bytes: int
     truncated: bool  # stdout or stderr was cut at the limit, and carries a mark
     value: str | None = None  # sessions only: repr of the last expression, as in a notebook
-    files: Mapping[str, bytes] = field(default_factory=dict)  # those asked for with `collect`, where they exist
+    files: Mapping[str, bytes] = field(default_factory=dict)  # asked for with `collect`, where they exist
 
 
 class Session(ABC):
@@ -142,7 +142,8 @@ class Sandbox(ABC):
         """
         homes = ("local", "docker", "e2b")
         if home not in homes:
-            raise UserError(f"sandbox {home!r} is unknown{did_you_mean(home, homes)} (known: {', '.join(homes)})")
+            known = ", ".join(homes)
+            raise UserError(f"sandbox {home!r} is unknown{did_you_mean(home, homes)} (known: {known})")
         # Imported where used: docker and e2b are extras, and the local home needs Linux.
         from importlib import import_module
 
