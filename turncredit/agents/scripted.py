@@ -1,0 +1,57 @@
+"""Agents that follow a script: for demonstrations, checks, floors and ceilings. No model, the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from turncredit.agents.base import Request, Sample
+from turncredit.agents.chat import ChatFormat
+
+Script = Callable[[Any], str]
+
+
+def expert(env: Any) -> str:
+    """What the environment's own scripted solution would do."""
+    return str(env.unwrapped.expert_action())
+
+
+def silent(env: Any) -> str:
+    """Nothing at all."""
+    return ""
+
+
+def echo(env: Any) -> str:
+    """The last thing the environment said."""
+    turns = env.unwrapped.turns
+    return str(turns[-1].observation if turns else env.unwrapped.task.prompt)
+
+
+SCRIPTS: dict[str, Script] = {"expert": expert, "silent": silent, "echo": echo}
+
+
+class ScriptedAgent:
+    """Writes what a script says, as tokens. Their logprobs are NaN: no policy sampled them."""
+
+    policy_version = 0
+
+    def __init__(self, script: Script, chat: ChatFormat, max_context: int = 1 << 20) -> None:
+        self.script, self.chat, self.max_context = script, chat, max_context
+        self._env: Any = None
+
+    def start(self, env: Any) -> ScriptedAgent:
+        """An agent for this one environment."""
+        bound = ScriptedAgent(self.script, self.chat, self.max_context)
+        bound._env = env
+        return bound
+
+    async def act(self, request: Request) -> Sample:
+        """The script's text and the end of the turn."""
+        ids = self.chat.assistant(self.script(self._env))
+        unknown = np.full(len(ids), np.nan, np.float32)
+        return Sample(ids, unknown, unknown, ended=True)
+
+    def end(self) -> None:
+        """Nothing is held."""
