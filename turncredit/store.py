@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from turncredit.episode import Episode, Segment, StopReason, Turn, Verdict
+from turncredit.episode import Episode, Group, Segment, StopReason, Turn, Verdict
 
 
 class SegmentRecord(BaseModel):
@@ -129,10 +129,10 @@ class RunFolder:
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         return self
 
-    def write_episodes(self, episodes: Sequence[Episode]) -> Path:
-        """Write one group's episodes as one file, whole or not at all."""
-        first = episodes[0]
-        return write_episodes(self.episodes / f"step-{first.step:06d}-group-{first.group:04d}.parquet", episodes)
+    def write_group(self, group: Group) -> None:
+        """Write a group's episodes as one file, whole or not at all."""
+        episodes, first = group.episodes, group.episodes[0]
+        write_episodes(self.episodes / f"step-{first.step:06d}-group-{first.group:04d}.parquet", episodes)
 
     def read_episodes(self) -> Iterator[Episode]:
         """Every episode, in the order of their ids."""

@@ -11,8 +11,8 @@ from turncredit.toolcalls import MalformedCall, ToolCall, ToolFormat, ToolSpec, 
 if TYPE_CHECKING:
     from turncredit.agents.transformers_engine import TransformersEngine
 
-__all__ = ["SCRIPTS", "Actor", "Agent", "ChatFormat", "Engine", "EngineAgent", "MalformedCall", "Request", "Sample", "Sampling",
-           "ScriptedAgent", "ToolCall", "ToolFormat", "ToolSpec", "TransformersEngine", "tool_format"]
+__all__ = ["SCRIPTS", "Actor", "Agent", "ChatFormat", "Engine", "EngineAgent", "MalformedCall", "Request", "Sample",
+           "Sampling", "ScriptedAgent", "ToolCall", "ToolFormat", "ToolSpec", "TransformersEngine", "tool_format"]
 
 
 def __getattr__(name: str) -> Any:
