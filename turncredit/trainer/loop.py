@@ -176,7 +176,7 @@ class _Health:
         self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
         self.silent = 0 if has_signal else self.silent + 1
         if self.refused >= self.settings.refused_steps:
-            raise TrainingStopped(f"stopped: the loss or the gradient of {self.refused} updates in a row was not finite")
+            raise TrainingStopped(f"stopped: {self.refused} updates in a row had a non-finite loss or gradient")
         if self.silent >= self.settings.silent_steps:
             counted = ", ".join(f"{reason}: {count}" for reason, count in self.stops.most_common())
             raise TrainingStopped(f"stopped: no learning signal in {self.silent} updates in a row (all rewards of each "
