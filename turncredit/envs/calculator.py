@@ -51,11 +51,15 @@ class Calculator(ToolEnv):
         """The scripted solution keeps what is left of the expression."""
         self._left: Expression = self.task.hidden["expression"]
 
+    def next_operator(self, left: Expression) -> int:
+        """Which operator to work out first."""
+        return left.next_step
+
     def expert_action(self) -> str:
         """The next operation by precedence; at the end the number."""
         left = self._left
         if not left.operators:
             return str(left.numbers[0])
-        i = left.next_step
+        i = self.next_operator(left)
         self._left = left.worked_out(i)
         return self.call("calculate", a=left.numbers[i], op=left.operators[i], b=left.numbers[i + 1])
