@@ -17,9 +17,9 @@ class Brackets(Calculator):
     def make_task(self, rng: np.random.Generator) -> Task:
         """The same splits of numbers as the calculator's; out of distribution numbers three times as large."""
         if self.split == "ood":
-            drawn = draw_expression(rng, self.split, 1, 3 * self.largest)
+            drawn = draw_expression(rng, self.split, 1, self.largest + 1, 3 * self.largest)
         else:
-            drawn = draw_expression(rng, self.split, 2, self.largest)
+            drawn = draw_expression(rng, self.split, 2, self.smallest, self.largest)
         first = int(rng.integers(2))
         a, b, c = drawn.numbers
         x, y = drawn.operators

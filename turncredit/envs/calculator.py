@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from turncredit.envs.expressions import OPERATORS, Expression, draw_expression
+from turncredit.envs.expressions import OPERATORS, Expression, checked_range, draw_expression
 from turncredit.envs.tools import ToolEnv, ToolError, tool
 from turncredit.episode import Task
-from turncredit.errors import UserError
 from turncredit.verifiers import MathAnswer
 
 LARGEST = 10**12
@@ -22,15 +21,13 @@ class Calculator(ToolEnv):
     verifier = MathAnswer()
     levels = 4
 
-    def __init__(self, largest: int = 29, **kwargs: Any) -> None:
+    def __init__(self, smallest: int = 2, largest: int = 29, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if largest < 3:
-            raise UserError(f"largest is {largest}: it must be at least 3, or there is nothing to split")
-        self.largest = largest
+        self.smallest, self.largest = checked_range(smallest, largest)
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """`level` operators; numbers disjoint between train and test, one operator more out of distribution."""
-        expression = draw_expression(rng, self.split, self.level, self.largest)
+        expression = draw_expression(rng, self.split, self.level, self.smallest, self.largest)
         return Task(f"What is {expression}?", {"answer": expression.value, "expression": expression},
                     self.split, self.level)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from turncredit.envs.splits import draw_from_split
+from turncredit.errors import UserError
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _BINDING = {"+": 1, "-": 1, "*": 2}
@@ -47,15 +48,23 @@ class Expression:
         return rest.numbers[0]
 
 
-def draw_expression(rng: np.random.Generator, split: str, level: int, largest: int = 29) -> Expression:
-    """An expression with `level` operators over numbers from 2 to `largest`; for "ood", one operator more.
+def draw_expression(rng: np.random.Generator, split: str, level: int, smallest: int, largest: int) -> Expression:
+    """An expression with `level` operators over numbers from `smallest` to `largest`; for "ood", one operator more.
 
     Train and test never share the set of numbers that an expression is made of.
     """
     size = level + 1 if split == "ood" else level
 
     def draw() -> Expression:
-        numbers = tuple(int(n) for n in rng.integers(2, largest + 1, size=size + 1))
+        numbers = tuple(int(n) for n in rng.integers(smallest, largest + 1, size=size + 1))
         return Expression(numbers, tuple(rng.choice(list(OPERATORS), size=size).tolist()))
 
     return draw_from_split(split, draw, lambda e: " ".join(map(str, sorted(e.numbers))))
+
+
+def checked_range(smallest: int, largest: int) -> tuple[int, int]:
+    """The range of numbers, refused where it is too small to be split."""
+    if smallest < 0 or largest < smallest + 2:
+        raise UserError(f"smallest is {smallest} and largest is {largest}: smallest must not be negative, and largest "
+                        "at least 2 more")
+    return smallest, largest
