@@ -19,7 +19,7 @@ class Calculator(ToolEnv):
     """An expression with several operators: the agent must find the order, and carry the results along."""
 
     instructions = "Work out the expression, one operation at a time. Then answer with the number."
-    verifier = MathAnswer()
+    verifier = MathAnswer(worked_out=True)
     levels = 4
 
     def __init__(self, largest: int = 29, **kwargs: Any) -> None:
