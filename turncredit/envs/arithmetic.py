@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from turncredit.envs.expressions import draw_expression
+from turncredit.envs.expressions import checked_largest, draw_expression
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Task
-from turncredit.errors import UserError
 from turncredit.verifiers import MathAnswer
 
 
@@ -23,9 +22,7 @@ class Arithmetic(TextEnv):
 
     def __init__(self, largest: int = 29, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if largest < 3:
-            raise UserError(f"largest is {largest}: it must be at least 3, or there is nothing to split")
-        self.largest = largest
+        self.largest = checked_largest(largest)
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """`level` operators; numbers disjoint between train and test, one operator more out of distribution."""

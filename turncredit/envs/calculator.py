@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from turncredit.envs.expressions import OPERATORS, Expression, draw_expression
+from turncredit.envs.expressions import OPERATORS, Expression, checked_largest, draw_expression
 from turncredit.envs.tools import ToolEnv, ToolError, tool
 from turncredit.episode import Task
 from turncredit.errors import UserError
@@ -24,9 +24,9 @@ class Calculator(ToolEnv):
 
     def __init__(self, largest: int = 29, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if largest < 3:
-            raise UserError(f"largest is {largest}: it must be at least 3, or there is nothing to split")
-        self.largest = largest
+        self.largest = checked_largest(largest)
+        if largest ** (self.level + 1) > LARGEST:
+            raise UserError(f"largest is {largest}: at level {self.level} results outgrow the calculator's display")
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """`level` operators; numbers disjoint between train and test, one operator more out of distribution."""
