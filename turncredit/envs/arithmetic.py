@@ -16,7 +16,7 @@ class Arithmetic(TextEnv):
     """Work out an expression without help."""
 
     instructions = "Work out the expression. Answer with the number alone."
-    verifier = MathAnswer()
+    verifier = MathAnswer(worked_out=True)
     levels = 3
     turn_limit = 1
 

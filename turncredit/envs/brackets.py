@@ -17,14 +17,18 @@ class Brackets(Calculator):
     def make_task(self, rng: np.random.Generator) -> Task:
         """The same splits of numbers as the calculator's; out of distribution numbers three times as large."""
         if self.split == "ood":
-            drawn = draw_expression(rng, self.split, 1, self.largest + 1, 3 * self.largest)
+            size, smallest, largest = 1, self.largest + 1, 3 * self.largest
         else:
-            drawn = draw_expression(rng, self.split, 2, self.smallest, self.largest)
-        first = int(rng.integers(2))
+            size, smallest, largest = 2, self.smallest, self.largest
+        while True:
+            drawn = draw_expression(rng, self.split, size, smallest, largest)
+            first = int(rng.integers(2))
+            value = drawn.worked_out(first).value
+            if value not in drawn.numbers:  # the answer does not stand in the question
+                break
         a, b, c = drawn.numbers
         x, y = drawn.operators
         text = f"( {a} {x} {b} ) {y} {c}" if first == 0 else f"{a} {x} ( {b} {y} {c} )"
-        value = drawn.worked_out(first).value
         return Task(f"What is {text}?", {"answer": value, "expression": drawn, "first": first}, self.split, self.level)
 
     def next_operator(self, left: Expression) -> int:
