@@ -83,6 +83,11 @@ def test_an_unknown_setting_is_refused():
         make_algorithm("sc-grpo", alpa=0.2)
 
 
+def test_a_configuration_that_only_sets_alpha_means_sc_grpo(calculator_config):
+    algorithm = make_algorithm(**calculator_config(algorithm={"alpha": 0.3}).algorithm)
+    assert type(algorithm).__name__ == "SCGRPO" and algorithm.alpha == 0.3
+
+
 def test_an_algorithm_of_ones_own_is_used_by_name(policy_of, sample_groups, judged_as):
     @register_algorithm("test-first-is-best")
     class FirstIsBest(Algorithm):

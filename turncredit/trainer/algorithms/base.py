@@ -76,7 +76,7 @@ def register_algorithm(name: str) -> Callable[[A], A]:
     return put
 
 
-def make_algorithm(name: str, **settings: Any) -> Algorithm:
+def make_algorithm(name: str = "sc-grpo", **settings: Any) -> Algorithm:
     """The algorithm of that name.
 
     Raises:
