@@ -31,7 +31,7 @@ def judge_code(program: str, tests: CodeTests, home: str = "local", **settings: 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _sandboxes().run(lambda shared: shared.judge(program, tests, home, settings))
+        return _sandboxes().judge(program, tests, home, settings)
     raise RuntimeError("judge_code blocks: inside a coroutine, await judge_in(sandbox, program, tests)")
 
 
@@ -45,9 +45,11 @@ class _SharedSandboxes:
         self._thread = threading.Thread(target=self._loop.run_forever, name="code judge", daemon=True)
         self._thread.start()
 
-    def run(self, ask: Any) -> Any:
-        """Run a coroutine of this object's on its loop, and wait for it."""
-        coroutine: Coroutine[Any, Any, Any] = ask(self)
+    def judge(self, program: str, tests: CodeTests, home: str, settings: dict[str, object]) -> CodeReport:
+        """Judge in this object's thread, and wait for the report."""
+        return self._wait(self._judge(program, tests, home, settings))
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
@@ -55,7 +57,7 @@ class _SharedSandboxes:
             future.cancel()
             raise
 
-    async def judge(self, program: str, tests: CodeTests, home: str, settings: dict[str, object]) -> CodeReport:
+    async def _judge(self, program: str, tests: CodeTests, home: str, settings: dict[str, object]) -> CodeReport:
         key = (home, *sorted((name, repr(value)) for name, value in settings.items()))
         if key not in self._opened:
             self._opened[key] = self._loop.create_task(Sandbox.open(home, **settings))
@@ -67,8 +69,7 @@ class _SharedSandboxes:
             raise
         return await judge_in(sandbox, program, tests)
 
-    async def close_sandboxes(self) -> None:
-        """Close every sandbox that was opened, whatever the others do."""
+    async def _close_sandboxes(self) -> None:
         opened = [await task for task in self._opened.values() if not task.cancelled()]
         self._opened.clear()
         await asyncio.gather(*(sandbox.close() for sandbox in opened))
@@ -76,7 +77,7 @@ class _SharedSandboxes:
     def close(self) -> None:
         if self.pid != os.getpid():
             return  # a fork has neither the thread nor the right to end its parent's sandboxes
-        self.run(lambda shared: shared.close_sandboxes())
+        self._wait(self._close_sandboxes())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
