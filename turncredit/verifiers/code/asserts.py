@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from turncredit.verifiers.code.equality import Equality, shown
-from turncredit.verifiers.code.expressions import FUNCTIONS, NotConstant, evaluate
+from turncredit.verifiers.code.expressions import FUNCTIONS, NotConstant, evaluate, unsupported
 from turncredit.verifiers.code.wire import Unencodable, encode
 
 Step = dict[str, Any]  # {"on": expression or number of an earlier step, "do": what, "with": its tokens}
@@ -88,6 +88,10 @@ def defined(tree: ast.AST) -> set[str]:
             names.add((node.asname or node.name).partition(".")[0])
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)
     return names
 
 
@@ -173,10 +177,8 @@ class _Reader:
         for part in ast.walk(condition):
             if isinstance(part, ast.Name) and part.id not in values and not self.is_ours(part.id):
                 raise NotConvertible(f"line {node.lineno} uses {part.id}")
-            if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "math":
-                continue
-            if type(part) not in _EVALUABLE and not isinstance(part, _EVALUABLE_BASES):
-                raise NotConvertible(f"line {node.lineno} has a {type(part).__name__}")
+        if reason := unsupported(condition):
+            raise NotConvertible(f"line {node.lineno} has {reason}")
         return Check(ast.unparse(node), steps, condition, dict(self.known))
 
     def is_ours(self, name: str) -> bool:
@@ -207,11 +209,6 @@ class _Reader:
         if (self.entry_point or self.aliases) and not name[0].isupper():
             return False
         return not (name in self.known or name in self.trusted or hasattr(builtins, name) or name in FUNCTIONS)
-
-
-_EVALUABLE = {ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp, ast.BinOp, ast.BoolOp,
-              ast.Compare, ast.Call, ast.keyword, ast.Subscript, ast.Slice, ast.Load, ast.IfExp}
-_EVALUABLE_BASES = (ast.unaryop, ast.operator, ast.boolop, ast.cmpop)
 
 
 class _Outside(ast.NodeTransformer):

@@ -60,13 +60,13 @@ class Equality:
             allowed = self.int_for_float if type(expected) is float else self.float_for_int
             if not allowed:
                 return False
-        if type(expected) is int and type(actual) is int:
-            return expected == actual  # of any size, so never through float
-        if math.isnan(expected) or math.isnan(actual):
-            return math.isnan(expected) and math.isnan(actual)
         if expected == actual:
             return True
-        if math.isinf(expected) or math.isinf(actual):
+        if type(expected) is int and type(actual) is int:
+            return False
+        if expected != expected or actual != actual:  # NaN; math.isnan fails on large ints
+            return expected != expected and actual != actual
+        if math.inf in (abs(expected), abs(actual)):
             return False
         try:
             return abs(expected - actual) <= max(self.absolute, self.relative * abs(expected))

@@ -75,6 +75,40 @@ def evaluate(node: ast.expr, names: Mapping[str, Any], equality: Equality) -> An
     raise NotConstant(f"{ast.unparse(node)} is no literal")
 
 
+def unsupported(node: ast.expr) -> str:
+    """What in an expression `evaluate` would refuse, whatever its names stand for; empty where nothing is."""
+    for part in ast.walk(node):
+        match part:
+            case ast.Compare(ops=ops, comparators=others):
+                for op, other in zip(ops, others):
+                    if isinstance(op, ast.Is | ast.IsNot) and not _is_singleton(other):
+                        return "identity with something else than True, False and None"
+            case ast.BinOp(left=ast.Constant(value=str() | bytes()), op=ast.Mod()):
+                return "formatting"
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+                functions = [a for a in args if isinstance(a, ast.Name) and callable(FUNCTIONS.get(a.id))]
+                if name not in FUNCTIONS or any(k.arg in (None, "key") for k in keywords):
+                    return f"the call {ast.unparse(part)}"
+                if functions and name != "isinstance":
+                    return "a function as an argument"
+            case ast.Attribute(value=ast.Name(id="math"), attr=attribute) if attribute in _MATH:
+                pass
+            case ast.Attribute():
+                return f"the attribute {part.attr}"
+            case _ if type(part) not in _EVALUABLE and not isinstance(part, _PLAIN_OPERATORS):
+                return f"a {type(part).__name__}"
+    return ""
+
+
+_EVALUABLE = {ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Set, ast.UnaryOp, ast.BinOp, ast.BoolOp,
+              ast.Compare, ast.Call, ast.keyword, ast.Subscript, ast.Slice, ast.Load, ast.IfExp}
+_PLAIN_OPERATORS = (ast.unaryop, ast.operator, ast.boolop, ast.cmpop)
+
+
+def _is_singleton(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and any(node.value is value for value in (True, False, None))
+
+
 _UNARY: dict[type, Callable[[Any], Any]] = {
     ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_, ast.Invert: operator.invert,
 }
@@ -121,7 +155,7 @@ def _compare(node: ast.Compare, value: Callable[[ast.expr], Any], equality: Equa
         if type(op) in _ORDER:
             holds = bool(_ORDER[type(op)](left, right))
         elif isinstance(op, ast.Is | ast.IsNot):
-            if not (isinstance(comparator, ast.Constant) and comparator.value in (True, False, None)):
+            if not _is_singleton(comparator):
                 raise NotConstant("identity with something else than True, False and None")
             holds = (left is right) is isinstance(op, ast.Is)
         elif isinstance(op, ast.In | ast.NotIn):
@@ -150,12 +184,8 @@ def _index(node: ast.expr, value: Callable[[ast.expr], Any]) -> Any:
 
 
 def _call(node: ast.Call, value: Callable[[ast.expr], Any]) -> Any:
-    if isinstance(node.func, ast.Name) and node.func.id not in FUNCTIONS:
-        raise NotConstant(f"{node.func.id} is not known")
-    if not isinstance(node.func, ast.Name | ast.Attribute) or any(k.arg is None for k in node.keywords):
-        raise NotConstant(f"the call {ast.unparse(node)}")
+    if not isinstance(node.func, ast.Name | ast.Attribute) or unsupported(node):
+        raise NotConstant(unsupported(node) or f"the call {ast.unparse(node)}")
     args = [value(arg) for arg in node.args]
     kwargs = {str(k.arg): value(k.value) for k in node.keywords}
-    if "key" in kwargs or any(callable(arg) and not isinstance(arg, type) for arg in args):
-        raise NotConstant("a function as an argument")
     return value(node.func)(*args, **kwargs)

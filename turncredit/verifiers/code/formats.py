@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 # What LeetCode grants to every solution; the built-in functions last, since math and operator have their own `pow`.
 LEETCODE_IMPORTS = """\
-import bisect, collections, copy, functools, heapq, itertools, json, math, operator, random, re, string, sys
+import bisect, collections, copy, datetime, functools, heapq, itertools, json, math, operator, random, re, string, sys
 from bisect import *
 from collections import *
 from copy import *

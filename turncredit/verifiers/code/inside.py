@@ -73,15 +73,15 @@ def _listen(job: dict[str, Any], first: int, records: int, reading: int, child: 
         if data:
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                _write(records, line)
-                step += line.startswith(b'{"i"')
-                loaded = True
-                if line.startswith(b'{"load'):
+                if line.startswith((b'{"i"', b'{"load')):
+                    _write(records, line)
+                if line.startswith((b'{"i"', b'{"begin"')):
+                    step += loaded and line.startswith(b'{"i"')
+                    due, loaded = time.monotonic() + job["step_s"], True
+                if line.startswith(b'{"load') or step >= len(job["steps"]):
                     return None
                 if line.startswith(b'{"end"') and step > first:
                     return step
-            if lines:
-                due = time.monotonic() + job["step_s"]
             if len(pending) > job["record_bytes"]:
                 return _note(records, step, loaded, "large", len(pending))
         elif time.monotonic() > due:

@@ -81,6 +81,9 @@ def _remote_names(test: Asserts, entry_point: str) -> tuple[bool, list[str]]:
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     free = {name for name in used - bound if not hasattr(builtins, name)}
     if entry_point or defines_check:  # as in `asserts.py`: other names of the candidate's are classes
+        nobodys = sorted(name for name in free - {entry_point} if not name[0].isupper())
+        if nobodys and "*" not in bound:
+            raise AssertsBroken(f"they use {', '.join(nobodys)}, which neither they nor their setup define")
         free = {name for name in free if name[0].isupper()}
     own = {entry_point} if entry_point.isidentifier() else set()
     return calls_check, sorted(free | own)
