@@ -7,7 +7,6 @@ its environment is not used again.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import math
 import threading
@@ -18,10 +17,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from turncredit.agents.base import Agent, Request, Sample
+from turncredit.agents.base import Actor, Agent, Request, Sample
 from turncredit.agents.chat import ChatFormat
 from turncredit.envs import make
 from turncredit.episode import Episode, Group, Segment, StopReason, Turn, Verdict
+from turncredit.seeds import seed_of
 from turncredit.toolcalls import tool_format
 
 T = TypeVar("T")
@@ -83,9 +83,9 @@ class Rollout:
 
     async def _sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int,
                              on_group: Callable[[Group], None] | None) -> list[Group]:
-        async def one_group(number: int, task: TaskRef, agents: Sequence[tuple[Agent, Any]]) -> Group:
-            episodes = [_OneEpisode(self, agent, env, task, _seed_of(seed, number, sample)).run()
-                        for sample, (agent, env) in enumerate(agents)]
+        async def one_group(number: int, task: TaskRef, seats: Sequence[tuple[Actor, Any]]) -> Group:
+            episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
+                        for sample, (actor, env) in enumerate(seats)]
             group = Group(list(await asyncio.gather(*episodes)))
             _refuse_different_starts(group)
             for sample, episode in enumerate(group.episodes):
@@ -98,7 +98,7 @@ class Rollout:
         seats = [[self._seat(task) for _ in range(group_size)] for task in tasks]
         return list(await asyncio.gather(*(one_group(i, t, s) for i, (t, s) in enumerate(zip(tasks, seats)))))
 
-    def _seat(self, task: TaskRef) -> tuple[Agent, Any]:
+    def _seat(self, task: TaskRef) -> tuple[Actor, Any]:
         idle = self._idle.get(_key(task))
         env = idle.pop() if idle else make(task.env_id, **task.arguments)
         use_format = getattr(env.unwrapped, "use_tool_format", None)
@@ -120,12 +120,12 @@ class Rollout:
 class _OneEpisode:
     """One agent in one environment, from reset to verdict."""
 
-    def __init__(self, rollout: Rollout, agent: Agent, env: Any, task: TaskRef, seed: int) -> None:
-        self.rollout, self.agent, self.env, self.task, self.seed = rollout, agent, env, task, seed
+    def __init__(self, rollout: Rollout, actor: Actor, env: Any, task: TaskRef, seed: int) -> None:
+        self.rollout, self.actor, self.env, self.task, self.seed = rollout, actor, env, task, seed
         self.chat, self.budget = rollout.chat, rollout.budget
         self.context: list[int] = []
         self.reward = 0.0
-        self.episode = Episode(task.env_id, "", "", task.seed, "", "", [], policy_version=agent.policy_version,
+        self.episode = Episode(task.env_id, "", "", task.seed, "", "", [], policy_version=rollout.agent.policy_version,
                                timings={"sampling": 0.0, "environment": 0.0})
 
     async def run(self) -> Episode:
@@ -148,7 +148,7 @@ class _OneEpisode:
             usable = False
             episode.stop, episode.error = StopReason.ENVIRONMENT_ERROR, _describe(error)
         finally:
-            self.agent.end()
+            self.actor.end()
         if usable:
             self.rollout._give_back(self.task, self.env)
         if self.rollout.on_episode:
@@ -172,7 +172,7 @@ class _OneEpisode:
         room = self._room()
         if isinstance(room, StopReason):
             return await self._stop_early(room)
-        sample = await self._sample(Request(self.context, room, _seed_of(self.seed, len(self.episode.turns))))
+        sample = await self._sample(Request(self.context, room, seed_of(self.seed, len(self.episode.turns))))
         self._append(Segment(np.asarray(sample.token_ids, np.int32), "assistant", True, sample.logprobs,
                              sample.sampling_logprobs))
         if not sample.token_ids or sample.token_ids[-1] != self.chat.end_id:
@@ -196,7 +196,7 @@ class _OneEpisode:
         """Tokens that the next turn may take, or why there is none."""
         left = self.budget.episode_tokens - self.episode.generated_count
         # One token is kept for the end of a turn that does not end by itself.
-        free = min(self.budget.context_tokens, self.agent.max_context) - len(self.context) - 1
+        free = min(self.budget.context_tokens, self.rollout.agent.max_context) - len(self.context) - 1
         if left <= 0:
             return StopReason.TOKEN_LIMIT
         return min(self.budget.turn_tokens, left, free) if free > 0 else StopReason.CONTEXT_FULL
@@ -211,7 +211,7 @@ class _OneEpisode:
     async def _sample(self, request: Request) -> Sample:
         began = time.perf_counter()
         try:
-            return await self.agent.act(request)
+            return await self.actor.act(request)
         except Exception as error:
             raise _EngineFailed from error
         finally:
@@ -282,9 +282,3 @@ def _describe(error: BaseException | None) -> str:
 
 def _key(task: TaskRef) -> str:
     return json.dumps([task.env_id, dict(task.arguments)], sort_keys=True, default=str)
-
-
-def _seed_of(*parts: int) -> int:
-    """A 63-bit seed from a path of numbers: independent streams, the same on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

@@ -53,17 +53,26 @@ class Engine(Protocol):
         """One sample a request, in their order."""
 
 
-class Agent(Protocol):
-    """Acts in episodes. `start` gives what acts in one episode: itself, or something with a state of its own."""
-
-    policy_version: int
-    max_context: int
-
-    def start(self, env: Any) -> Agent:
-        """Begin an episode in `env`, which only scripted agents look at."""
+class Actor(Protocol):
+    """Acts in one episode."""
 
     async def act(self, request: Request) -> Sample:
         """Sample the next turn."""
 
     def end(self) -> None:
         """The episode is over."""
+
+
+class Agent(Protocol):
+    """Acts in many episodes at once."""
+
+    @property
+    def policy_version(self) -> int:
+        """How many weight updates the policy has seen."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that it can read."""
+
+    def start(self, env: Any) -> Actor:
+        """Begin an episode in `env`, which only scripted agents look at."""

@@ -92,7 +92,11 @@ class ChatFormat:
 
     def assistant(self, text: str) -> list[int]:
         """Token ids of a turn that was written and not sampled, with its end token, [tokens]."""
-        return [*self._ids(text, as_text=True), self.end_id]
+        return [*self.plain(text), self.end_id]
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text without any control token, [tokens]."""
+        return self._ids(text, as_text=True)
 
     @property
     def turn_end(self) -> list[int]:

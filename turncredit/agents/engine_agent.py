@@ -78,10 +78,6 @@ class _Seat:
 
     def __init__(self, table: EngineAgent, number: int) -> None:
         self._table, self._number = table, number
-        self.policy_version, self.max_context = table.policy_version, table.max_context
-
-    def start(self, env: Any) -> _Seat:
-        return self
 
     async def act(self, request: Request) -> Sample:
         return await self._table._ask(self._number, request)

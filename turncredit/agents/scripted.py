@@ -36,20 +36,22 @@ class ScriptedAgent:
     """Writes what a script says, as tokens. Their logprobs are NaN: no policy sampled them."""
 
     policy_version = 0
+    max_context = 1 << 20
 
-    def __init__(self, script: Script, chat: ChatFormat, max_context: int = 1 << 20) -> None:
-        self.script, self.chat, self.max_context = script, chat, max_context
-        self._env: Any = None
+    def __init__(self, script: Script, chat: ChatFormat) -> None:
+        self.script, self.chat = script, chat
 
-    def start(self, env: Any) -> ScriptedAgent:
-        """An agent for this one environment."""
-        bound = ScriptedAgent(self.script, self.chat, self.max_context)
-        bound._env = env
-        return bound
+    def start(self, env: Any) -> _Reading:
+        """Follow the script in this environment."""
+        return _Reading(self, env)
+
+
+class _Reading:
+    def __init__(self, agent: ScriptedAgent, env: Any) -> None:
+        self._agent, self._env = agent, env
 
     async def act(self, request: Request) -> Sample:
-        """The script's text and the end of the turn."""
-        ids = self.chat.assistant(self.script(self._env))
+        ids = self._agent.chat.assistant(self._agent.script(self._env))
         unknown = np.full(len(ids), np.nan, np.float32)
         return Sample(ids, unknown, unknown, ended=True)
 

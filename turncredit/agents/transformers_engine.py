@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ class TransformersEngine:
     Args:
         model: a transformers causal language model; it is used as it stands, so an optimiser's step is seen at once.
         max_batch: sequences sampled side by side.
+        precision: makes the context in which the model runs (autocast, say): the trainer's, so that both agree.
     """
 
-    def __init__(self, model: Any, max_batch: int = 64) -> None:
-        self.model = model
+    def __init__(self, model: Any, max_batch: int = 64,
+                 precision: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        self.model, self.precision = model, precision
         self.max_batch = max_batch
         self.policy_version = 0
         self.max_context = int(model.config.max_position_embeddings)
@@ -32,8 +35,9 @@ class TransformersEngine:
         self.model.eval()
         try:
             samples: list[Sample] = []
-            for start in range(0, len(requests), self.max_batch):
-                samples += self._generate_batch(requests[start:start + self.max_batch], sampling, stop_ids)
+            with self.precision():
+                for start in range(0, len(requests), self.max_batch):
+                    samples += self._generate_batch(requests[start:start + self.max_batch], sampling, stop_ids)
             return samples
         finally:
             self.model.train(was_training)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from turncredit.envs.expressions import draw_expression
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Task
+from turncredit.errors import UserError
 from turncredit.verifiers import MathAnswer
 
 
@@ -18,9 +21,15 @@ class Arithmetic(TextEnv):
     levels = 3
     turn_limit = 1
 
+    def __init__(self, largest: int = 29, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if largest < 3:
+            raise UserError(f"largest is {largest}: it must be at least 3, or there is nothing to split")
+        self.largest = largest
+
     def make_task(self, rng: np.random.Generator) -> Task:
-        """`level` operators; numbers disjoint between train and test, larger ones out of distribution."""
-        expression = draw_expression(rng, self.split, self.level)
+        """`level` operators; numbers disjoint between train and test, one operator more out of distribution."""
+        expression = draw_expression(rng, self.split, self.level, self.largest)
         return Task(f"What is {expression}?", {"answer": expression.value}, self.split, self.level)
 
     def respond(self, action: str) -> Reply:

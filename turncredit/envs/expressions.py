@@ -47,15 +47,15 @@ class Expression:
         return rest.numbers[0]
 
 
-def draw_expression(rng: np.random.Generator, split: str, level: int) -> Expression:
-    """An expression with `level` operators over numbers below 30; for "ood", one more operator, up to 99.
+def draw_expression(rng: np.random.Generator, split: str, level: int, largest: int = 29) -> Expression:
+    """An expression with `level` operators over numbers from 2 to `largest`; for "ood", one operator more.
 
     Train and test never share the set of numbers that an expression is made of.
     """
-    size, top = (level + 1, 99) if split == "ood" else (level, 29)
+    size = level + 1 if split == "ood" else level
 
     def draw() -> Expression:
-        numbers = tuple(int(n) for n in rng.integers(2, top + 1, size=size + 1))
+        numbers = tuple(int(n) for n in rng.integers(2, largest + 1, size=size + 1))
         return Expression(numbers, tuple(rng.choice(list(OPERATORS), size=size).tolist()))
 
     return draw_from_split(split, draw, lambda e: " ".join(map(str, sorted(e.numbers))))
