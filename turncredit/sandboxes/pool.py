@@ -187,7 +187,7 @@ class Pool:
 
     async def _sound(self, network: bool) -> Slot:
         while fitting := [slot for slot in self._idle if slot.network == network]:
-            slot = fitting[-1]
+            slot = fitting[0]  # the one that had the most time to fork its next candidate
             self._idle.remove(slot)
             if slot.alive() and (slot.ready or await self._greeted(slot)):
                 return slot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import math
 import os
 import resource
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import candidate, packets
+from . import candidate, packets, syscalls
 from .cgroups import SlotCgroup
 from .streams import Input, Output
 
@@ -59,6 +60,7 @@ class Execution:
         err, err_write = os.pipe()
         self._status, status_write = os.pipe()
         self._word, word = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        gc.freeze()  # so that the candidate's collector starts from nothing, and touches (copies) nothing of ours
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -182,8 +184,8 @@ class Execution:
         for name in os.listdir("/proc"):
             if name.isdigit() and name != "1":
                 try:
-                    with open(f"/proc/{name}/stat", "rb") as file:
-                        ticks += sum(map(int, file.read().rpartition(b")")[2].split()[11:15]))
+                    stat = syscalls.read_file(f"/proc/{name}/stat")
+                    ticks += sum(map(int, stat.rpartition(b")")[2].split()[11:15]))
                     memory += max(0, _private_bytes(name) - self.base_bytes)
                 except (FileNotFoundError, ProcessLookupError):
                     continue
@@ -258,6 +260,5 @@ def _reaped_cpu_s() -> float:
 
 def _private_bytes(process: str) -> int:
     """Return a process's resident pages that are no file's and no tmpfs's."""
-    with open(f"/proc/{process}/statm", "rb") as file:
-        fields = file.read().split()
+    fields = syscalls.read_file(f"/proc/{process}/statm").split()
     return (int(fields[1]) - int(fields[2])) * PAGE
