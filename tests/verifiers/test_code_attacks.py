@@ -410,10 +410,11 @@ def test_hidden_inputs_stay_out_of_what_the_agent_sees(home: str, leak: str) -> 
 
 
 def test_a_program_that_reads_the_job_cannot_tell_it_by_failing_to_load(home: str) -> None:
-    spy = "import gc\nraise ValueError(repr([x for x in gc.get_objects() if 'hidden-input' in repr(x)][:3]))"
+    spy = ("import gc\nraise ValueError([x for x in gc.get_objects() if type(x) in (list, dict)"
+           " and 'hidden' + '-input' in repr(x)][:1])")
     report = judge_code(spy, CodeTests([Call(("hidden-input",), expected=1)], "f"), home)
     assert report.passed is False and "ValueError" in report.message()
-    assert "hidden-input" not in report.message().replace("'hidden-input' in", "")
+    assert "hidden-input" not in report.message() and "hidden-input" in repr(report.cases[0].private)
 
 
 def test_a_visible_test_does_not_run_beside_hidden_inputs(home: str) -> None:
@@ -429,7 +430,6 @@ TIME_WASTERS = {
     "a sleep": "import time; time.sleep(60)",
     "ignored signals": "import signal\n    for s in range(1, 65):\n        try: signal.signal(s, signal.SIG_IGN)\n"
                        "        except (OSError, ValueError): pass\n    while True: pass",
-    "a stopped timekeeper": "import os, signal\n    os.kill(os.getppid(), signal.SIGSTOP)\n    while True: pass",
 }
 
 
@@ -442,6 +442,14 @@ def test_time_outs_cannot_be_swallowed_and_do_not_spare_the_other_cases(home: st
     assert time.monotonic() - started < 10
     assert report.passed is False and report.cases[0].passed and report.cases[1].status is Status.TIME
     assert judge_code("def f(n):\n    return n", tests, home).passed
+
+
+def test_a_stopped_timekeeper_does_not_stop_the_judge(home: str) -> None:
+    tests = CodeTests([Call((n,), expected=n) for n in (1, 2, 3)], "f", test_s=0.3, total_s=1)
+    program = "import os, signal\ndef f(n):\n    os.kill(os.getppid(), signal.SIGSTOP)\n    while True: pass"
+    started = time.monotonic()
+    assert judge_code(program, tests, home).passed is False and time.monotonic() - started < 10
+    assert judge_code("import os, signal\ndef f(n):\n    return n", tests, home).passed
 
 
 def test_memory_of_one_case_is_told_and_does_not_spare_the_others(home: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
+import concurrent.futures.thread  # noqa: F401  # registers its own end first, so that it comes after ours
 import os
 import threading
 from collections.abc import Coroutine
@@ -93,5 +93,6 @@ def _sandboxes() -> _SharedSandboxes:
     with _lock:
         if _current is None or _current.pid != os.getpid():
             _current = _SharedSandboxes()
-            atexit.register(_current.close)
+            # not `atexit`: its callbacks run when no thread can be started any more, and a sandbox may need one
+            threading._register_atexit(_current.close)  # type: ignore[attr-defined]  # private, but stable since 3.9
         return _current
