@@ -478,14 +478,16 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", ["assert f(1) == 'key'", "def key():\n    return 'key'\nassert f(1) == key()"],
+                         ids=["call", "remote"])
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_values_made_to_hurt_the_judge_fail_the_candidate_alone(home: str, bomb: str, kind: str) -> None:
+def test_values_made_to_hurt_the_judge_fail_the_candidate_alone(home: str, bomb: str, source: str) -> None:
     started = time.monotonic()
-    report = judge_code(f"def f(n):\n    {BOMBS[bomb]}", KINDS[kind], home)
+    report = judged(f"def f(n):\n    {BOMBS[bomb]}", source, home, test_s=0.7)
     assert (report.passed, report.reward) == (False, 0.0), report.reason
-    assert time.monotonic() - started < 20
     report.message()
+    assert time.monotonic() - started < 10
+    assert judged("def f(n):\n    return 'key'", source, home).passed
 
 
 def test_other_answers_from_pass_to_pass_are_the_candidates_failure(home: str) -> None:

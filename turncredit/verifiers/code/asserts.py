@@ -11,6 +11,7 @@ import ast
 import builtins
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from turncredit.verifiers.code.equality import Equality, shown
@@ -63,7 +64,8 @@ def call_step(entry_point: str, args: Sequence[Any], kwargs: Any) -> Step:
     return {"on": entry_point, "do": "call", "with": encode([list(args), dict(kwargs)])}
 
 
-def convert(source: str, entry_point: str, setup: str = "") -> list[Check]:
+@lru_cache(maxsize=512)  # a group of candidates has the same tests
+def convert(source: str, entry_point: str, setup: str = "") -> tuple[Check, ...]:
     """Return the checks that a test source consists of.
 
     Raises:
@@ -72,7 +74,7 @@ def convert(source: str, entry_point: str, setup: str = "") -> list[Check]:
     """
     reader = _Reader(entry_point, defined(ast.parse(setup)) - {entry_point})
     tree = ast.parse(source)
-    checks = list(reader.module(tree))
+    checks = tuple(reader.module(tree))
     if not checks:
         raise NotConvertible("no assert")
     return checks

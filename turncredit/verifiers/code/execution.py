@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import marshal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +22,7 @@ Step = dict[str, Any]
 Record = dict[str, Any]
 
 _RECORD_BYTES = 4 * MIB
-_FILE_BYTES = 32 * MIB
+_FILE_BYTES = 16 * MIB
 
 
 @dataclass(slots=True)
@@ -51,20 +53,50 @@ class Answer:
     detail: str = ""
 
 
+# The sandbox reads the judge's part from standard input: compiled where its Python is of the same version, since
+# compiling it takes longer than everything else together.
+_LOADER = """\
+import sys
+size, version = sys.stdin.buffer.readline().split()
+text = sys.stdin.buffer.read(int(size))
+if version.decode() == f"{sys.implementation.name}-{sys.hexversion:x}":
+    import marshal
+    code = marshal.loads(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))
+else:
+    sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
+    code = compile(text, "judge", "exec")
+exec(code)
+"""
+
+
 @cache
-def sandbox_source(*names: str) -> str:
-    """The text of files of this package as one program that needs the standard library alone."""
+def _judges_part(*names: str) -> bytes:
+    """Files of this package as one program that needs the standard library alone, as text and compiled."""
     texts = [Path(__file__).with_name(name).read_text() for name in names]
     lines = [line for text in texts for line in text.splitlines()
              if not line.startswith(("from turncredit.", "from __future__"))]
-    return "\n".join(["from __future__ import annotations", *lines, ""])
+    text = "\n".join(["from __future__ import annotations", *lines, ""])
+    compiled = marshal.dumps(compile(text, "judge", "exec", optimize=2, dont_inherit=True))
+    version = f"{sys.implementation.name}-{sys.hexversion:x}"
+    source = text.encode()
+    return b"%d %s\n%s%d\n%s" % (len(source), version.encode(), source, len(compiled), compiled)
+
+
+async def run_inside(sandbox: Sandbox, names: Sequence[str], job: object, collect: str, limits: Limits) -> Result:
+    """Run files of this package in the sandbox, with a job as JSON on standard input.
+
+    Raises:
+        SandboxError: the sandbox failed.
+    """
+    stdin = _judges_part(*names) + json.dumps(job).encode()
+    return await sandbox.run(_LOADER, stdin=stdin, collect=[collect], limits=limits)
 
 
 async def perform(sandbox: Sandbox, program: str, tests: CodeTests, steps: Sequence[Step],
                   budget: Budget) -> list[Record]:
     """Return a record a step; one that says so where there is none.
 
-    Where an execution is killed, the first step without a record is taken to be the cause, and the steps
+    Where an execution ends early, the first step without a record is taken to be the cause, and the steps
     behind it run in another one (unless they build on earlier results).
 
     Raises:
@@ -77,21 +109,20 @@ async def perform(sandbox: Sandbox, program: str, tests: CodeTests, steps: Seque
         if budget.left_s <= 0:
             return _filled(records, {"late": tests.total_s, "total": True}, len(steps))
         job = {"prelude": tests.prelude, "program": program, "steps": steps[start:], "shared": list(tests.shared),
-               "step_s": tests.test_s, "load_s": tests.load_s, "record_bytes": _RECORD_BYTES, "span": 0}
-        result = await sandbox.run(sandbox_source("wire.py", "inside.py"), stdin=json.dumps(job).encode(),
-                                   collect=[RECORDS], limits=budget.limits(tests.memory_bytes))
+               "step_s": tests.test_s, "load_s": tests.load_s}
+        most_s = tests.load_s + tests.test_s * (len(steps) - start)
+        result = await run_inside(sandbox, ("wire.py", "inside.py"), job, RECORDS,
+                                  budget.limits(tests.memory_bytes, most_s))
         budget.spend(result)
-        found, failed_load = _read(result.files.get(RECORDS, b""))
+        found, load = _read(result.files.get(RECORDS, b""), len(steps) - start)
         for number, record in found.items():
             records.setdefault(start + number, record)
-        if failed_load is not None:
-            return _filled(records, failed_load, len(steps))
-        if result.killed_by is None:
-            return _filled(records, {"gone": result.exit}, len(steps))
+        if not (load or {}).get("loaded"):
+            return _filled(records, load or {"load_error": _ending(result, tests)}, len(steps))
         cause = next((n for n in range(start, len(steps)) if n not in records), len(steps))
-        records.setdefault(cause, _killed(result, tests))
+        records.setdefault(cause, _ending(result, tests))
         if linked:
-            return _filled(records, _killed(result, tests), len(steps))
+            return _filled(records, _ending(result, tests), len(steps))
         start = cause + 1
     return _filled(records, {"gone": None}, len(steps))
 
@@ -100,19 +131,26 @@ def _filled(records: dict[int, Record], missing: Record, count: int) -> list[Rec
     return [records.get(number, missing) for number in range(count)]
 
 
-def _killed(result: Result, tests: CodeTests) -> Record:
+def _ending(result: Result, tests: CodeTests) -> Record:
+    """Why a step has no record."""
     if result.killed_by is KilledBy.MEMORY:
         return {"memory": tests.memory_bytes}
     if result.killed_by in (KilledBy.WALL, KilledBy.CPU):
         return {"late": tests.total_s, "total": True}
+    if result.killed_by is KilledBy.SIGNAL and result.wall_s >= min(tests.test_s, tests.load_s):
+        return {"late": tests.test_s}  # most likely the alarm of `inside.py`
     return {"gone": result.exit}
 
 
-def _read(data: bytes) -> tuple[dict[int, Record], Record | None]:
-    """The records by step, and the one of a program that did not load. The first record of a step stands."""
+def _read(data: bytes, count: int) -> tuple[dict[int, Record], Record | None]:
+    """The records by step, and the one of the program's loading. The first record of a step stands.
+
+    An honest process writes one line for its loading and one a step: the rest of a flood is not even read.
+    """
     found: dict[int, Record] = {}
-    for line in data.split(b"\n"):
-        if not line or len(line) > _RECORD_BYTES + 1000:
+    load: Record | None = None
+    for line in data.split(b"\n", count + 1)[: count + 1]:
+        if not line or len(line) > _RECORD_BYTES:
             continue
         try:
             record = json.loads(line)
@@ -120,18 +158,18 @@ def _read(data: bytes) -> tuple[dict[int, Record], Record | None]:
             continue  # no record: a step without one has failed
         if not isinstance(record, dict):
             continue
-        if any(str(key).startswith("load_") for key in record):
-            return found, record
         number = record.get("i")
         if type(number) is int and number >= 0:
             found.setdefault(number, record)
-    return found, None
+        elif "loaded" in record or "load_error" in record:
+            load = load or record
+    return found, load
 
 
 def answer(record: Record) -> Answer:
     """What a record says. It comes from the candidate's side: nothing in it is relied on."""
-    if any(key.startswith("load_") for key in record):
-        told = _told(record.get("load_error"))
+    if "load_error" in record:
+        told = _told(record["load_error"])
         return Answer(Status.LOAD, public="the program does not load", detail=told[1])
     if "value" in record:
         try:
@@ -148,10 +186,8 @@ def answer(record: Record) -> Answer:
     if "late" in record:
         limit = "all tests may" if "total" in record else "a test may"
         return Answer(Status.TIME, public=f"it took longer than {limit}")
-    if "memory" in record or record.get("gone") == -9:
-        return Answer(Status.MEMORY, public="it was killed, most likely for its memory")
-    if "large" in record:
-        return Answer(Status.WRONG, public="its value is too large")
+    if "memory" in record:
+        return Answer(Status.MEMORY, public="it took more memory than allowed")
     return Answer(Status.SILENT, public="it ended without a value")
 
 

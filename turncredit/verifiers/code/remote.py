@@ -19,7 +19,7 @@ from turncredit.sandboxes.base import Limits, Sandbox
 from turncredit.verifiers.code.asserts import defined
 from turncredit.verifiers.code.asserts_inside import OUTCOME
 from turncredit.verifiers.code.cases import Asserts, CodeTests
-from turncredit.verifiers.code.execution import Budget, Record, Step, answer, perform, sandbox_source
+from turncredit.verifiers.code.execution import Budget, Record, Step, answer, perform, run_inside
 from turncredit.verifiers.code.report import CaseReport, Status, case_report
 
 _MOST_PASSES = 32
@@ -58,8 +58,7 @@ async def _run_asserts(sandbox: Sandbox, tests: CodeTests, test: Asserts, steps:
     job = {"setup": test.setup, "source": test.source, "entry_point": tests.entry_point, "names": names,
            "calls_check": calls_check, "steps": steps, "records": records, "shared": list(tests.shared),
            "equality": asdict(tests.equality)}
-    result = await sandbox.run(sandbox_source("wire.py", "equality.py", "asserts_inside.py"),
-                               stdin=json.dumps(job).encode(), collect=[OUTCOME], limits=_PASS_LIMITS)
+    result = await run_inside(sandbox, ("wire.py", "equality.py", "asserts_inside.py"), job, OUTCOME, _PASS_LIMITS)
     outcome: dict[str, Any] | None = json.loads(result.files[OUTCOME]) if OUTCOME in result.files else None
     if outcome is None and records:
         return None
