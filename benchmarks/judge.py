@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ast
 import gzip
 import json
 import os
@@ -118,7 +117,8 @@ def near(value, draw):
 
 class Bare(ast.NodeTransformer):
     def visit_Assert(self, node):
-        return ast.Try([ast.Expr(node.test)], [ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [ast.Pass()])], [], [])
+        nothing = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [ast.Pass()])
+        return ast.Try([ast.Expr(node.test)], [nothing], [], [])
 
 names, calls = {"__name__": "candidate"}, []
 def record(*args, **kwargs):
@@ -185,7 +185,8 @@ async def known_good(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dic
         reports: list[CodeReport] = await each(chosen, lambda p: judge_in(sandbox, p.program, p.tests))
         seconds = time.perf_counter() - started
         results[name] = {"passed": sum(r.passed is True for r in reports), "of": len(chosen),
-                         "unknown": sum(r.passed is None for r in reports), "ms_each": round(1000 * seconds / len(chosen), 1)}
+                         "unknown": sum(r.passed is None for r in reports),
+                         "ms_each": round(1000 * seconds / len(chosen), 1)}
         print(f"{name}: {results[name]['passed']} of {len(chosen)} known-good solutions pass ({seconds:.1f} s)")
         for problem, report in zip(chosen, reports):
             if not report.passed:
@@ -221,7 +222,7 @@ async def mutated(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dict[s
     for name, count in counts.items():
         table[name] = dict(count) | {"rate on tests": rate(count["failed on tests"], count["changed on tests"]),
                                      "rate": rate(count["failed"], count["changed"])}
-        print(f"{name}: {count['failed on tests']} of {count['changed on tests']} fail that differ on the tests' inputs "
+        print(f"{name}: {count['failed on tests']} of {count['changed on tests']} fail that differ on tests' inputs "
               f"({table[name]['rate on tests']}), {count['failed']} of {count['changed']} that differ anywhere "
               f"({table[name]['rate']}); {count['failed the same']} of {count['same']} fail where none differs")
     return table

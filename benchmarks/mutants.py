@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 WRONG_TYPE = """
 def wrong_type_of(value):
-    kinds = {bool: int, int: float, float: str, str: list, list: tuple, tuple: list, set: list, dict: lambda d: [*d.items()]}
+    kinds = {bool: int, int: float, float: str, str: list, list: tuple, tuple: list, set: list,
+             dict: lambda pairs: [*pairs.items()]}
     return kinds[type(value)](value) if type(value) in kinds else [value]
 """
 

@@ -23,7 +23,6 @@ from turncredit.verifiers.code import (
     Equality,
     HiddenTests,
     Program,
-    Status,
     floats,
     judge_code,
     judge_in,
@@ -59,7 +58,8 @@ def f(n):
 def test_a_program_that_does_not_load_is_told_once(home: str) -> None:
     report = judge_code("import math\ndef f(n):\n    return (n\n", CodeTests(SQUARES, "f"), home)
     assert statuses(report) == ["LOAD"] * 5
-    assert report.message() == "5 of 5 tests failed.\nThe program does not load: SyntaxError: '(' was never closed (line 3)"
+    assert report.message() == ("5 of 5 tests failed.\n"
+                                "The program does not load: SyntaxError: '(' was never closed (line 3)")
 
 
 def test_what_a_main_block_does_is_not_run_for_calls(home: str) -> None:
@@ -68,15 +68,18 @@ def test_what_a_main_block_does_is_not_run_for_calls(home: str) -> None:
 
 
 def test_every_kind_of_value_can_be_expected(home: str) -> None:
-    given: list[Any] = [None, True, -3, 10**50, 1.5, float("nan"), float("inf"), 2j, "é\ud800\x00", b"\x00\xff", [1, [2]], (1, (2,)),
-                        {"a": [1], (1, 2): {3}}, {1, "a"}, frozenset({(1,)}), range(3), bytearray(b"x"), [None] * 1000]
+    given: list[Any] = [
+        None, True, -3, 10**50, 1.5, float("nan"), float("inf"), 2j, "é\ud800\x00", b"\x00\xff", [1, [2]], (1, (2,)),
+        {"a": [1], (1, 2): {3}}, {1, "a"}, frozenset({(1,)}), range(3), bytearray(b"x"), [None] * 1000,
+    ]
     tests = CodeTests([Call((value,), expected=value) for value in given], "f")
     assert judge_code("def f(x):\n    return x", tests, home).passed
     assert statuses(judge_code("def f(x):\n    return [x]", tests, home)) == ["WRONG"] * len(given)
 
 
 def test_keyword_arguments_and_entry_points_that_are_expressions(home: str) -> None:
-    program = "class Solution:\n    calls = 0\n    def add(self, a, b=1):\n        self.calls += 1\n        return a - b, self.calls"
+    program = ("class Solution:\n    calls = 0\n    def add(self, a, b=1):\n"
+               "        self.calls += 1\n        return a - b, self.calls")
     tests = CodeTests([Call(kwargs={"a": 5, "b": 2}, expected=(3, 1)), Call((5,), expected=(4, 1))], "Solution().add")
     assert judge_code(program, tests, home).passed
 
@@ -204,7 +207,8 @@ def test_options_of_equality_hold_in_asserts_of_every_shape(home: str) -> None:
     for source in ("assert f(2) == [1, 2]", "def g(x):\n    return x\nassert g(f(2)) == [1, 2]"):
         program = "def f(n):\n    return (1, 2)"
         assert not judge_code(program, CodeTests([Asserts(source)], "f"), home).passed
-        assert judge_code(program, CodeTests([Asserts(source)], "f", equality=Equality(tuple_for_list=True)), home).passed
+        loose = CodeTests([Asserts(source)], "f", equality=Equality(tuple_for_list=True))
+        assert judge_code(program, loose, home).passed
 
 
 @pytest.mark.parametrize(("source", "word"), [
@@ -282,7 +286,9 @@ class Broken(Sandbox):
         pass
 
 
-@pytest.mark.parametrize("tests", [SQUARES, [Asserts("def g(x):\n    return x\nassert g(f(1)) == 1")], [Program("1", "1")]])
+@pytest.mark.parametrize("tests", [
+    SQUARES, [Asserts("def g(x):\n    return x\nassert g(f(1)) == 1")], [Program("1", "1")],
+])
 def test_a_broken_sandbox_is_unknown_and_no_zero(tests: Any) -> None:
     report = asyncio.run(judge_in(Broken(), "def f(n):\n    return n", CodeTests(tests, "f")))
     assert (report.passed, report.reward) == (None, None) and "engine is gone" in report.reason
@@ -293,7 +299,8 @@ def test_the_judges_part_runs_under_another_python_too(home: str, monkeypatch: p
     async def ask() -> Result:
         sandbox = await Sandbox.open(home)
         async with sandbox:
-            job = {"prelude": "", "program": "x = 1", "steps": [{"on": "x", "do": "value"}], "shared": [], "step_s": 1, "load_s": 1}
+            job = {"prelude": "", "program": "x = 1", "steps": [{"on": "x", "do": "value"}], "shared": [],
+                   "step_s": 1, "load_s": 1}
             return await run_inside(sandbox, ("wire.py", "inside.py"), job, "records", Limits())
 
     monkeypatch.setattr(sys, "hexversion", 0x030A00F0)
@@ -323,7 +330,8 @@ def test_an_unknown_home_is_one_sentence() -> None:
 
 def test_the_verifier_judges_the_last_block_of_an_answer(home: str) -> None:
     task = Task("Square it.", {"tests": CodeTests(SQUARES, "f")})
-    answer = "First I thought\n```python\ndef f(n):\n    return n\n```\nbut no:\n```python\ndef f(n):\n    return n * n\n```\nDone."
+    answer = ("First I thought\n```python\ndef f(n):\n    return n\n```\nbut no:\n"
+              "```python\ndef f(n):\n    return n * n\n```\nDone.")
     assert judge(HiddenTests(home), task, Outcome(answer)).reward == 1.0
     wrong = judge(HiddenTests(home), task, Outcome("```\ndef f(n):\n    return n + 0\n```"))
     assert wrong.reward == 0.0 and wrong.details["cases"] == ["passed", "passed"] + ["wrong value"] * 3
@@ -339,8 +347,9 @@ def test_the_verifier_knows_no_reward_where_the_tests_are_broken(home: str) -> N
 
 
 @pytest.mark.parametrize(("answer", "program"), [
-    ("def f(): pass", "def f(): pass"), ("a\n```py\nx = 1\n```", "x = 1\n"), ("```\nx\n```\n```Python\ny\n```\nz", "y\n"),
-    ("  ```python\n  x\n  ```", "  x\n"), ("```python\ncut off", "cut off"), ("`x` is\nnot fenced", "`x` is\nnot fenced"), ("", ""),
+    ("def f(): pass", "def f(): pass"), ("a\n```py\nx = 1\n```", "x = 1\n"), ("", ""),
+    ("```\nx\n```\n```Python\ny\n```\nz", "y\n"), ("  ```python\n  x\n  ```", "  x\n"),
+    ("```python\ncut off", "cut off"), ("`x` is\nnot fenced", "`x` is\nnot fenced"),
     ("```json\n{}\n```\n```python\nx\n```", "x\n"),
 ])
 def test_the_program_of_an_answer(answer: str, program: str) -> None:
