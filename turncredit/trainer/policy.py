@@ -16,6 +16,7 @@ from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import ModelConfig
 from turncredit.errors import UserError
 from turncredit.trainer.batch import Batch
+from turncredit.trainer.head import TokenScores, score_tokens
 
 
 class Policy:
@@ -73,6 +74,16 @@ class Policy:
                                            use_cache=False).last_hidden_state
         chosen: Tensor = states[batch.rows, batch.columns]
         return chosen
+
+    def scores(self, batch: Batch, teacher: Batch | None = None) -> TokenScores:
+        """Logprobs and entropy of the generated tokens, [generated], and the KL of the teacher's contexts if given."""
+        teacher_hidden = None
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_hidden = self.hidden(teacher)
+        hidden = self.hidden(batch)
+        bias = getattr(self.head, "bias", None)
+        return score_tokens(hidden, self.head.weight.to(hidden.dtype), batch.targets, teacher_hidden, bias)
 
     def precision(self) -> AbstractContextManager[Any]:
         """bf16 autocast where the device has it and the configuration leaves it open."""

@@ -21,7 +21,6 @@ from turncredit.evaluate import evaluate
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
 from turncredit.trainer.batch import make_batch, pack_by_tokens
-from turncredit.trainer.head import score_tokens
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.tasks import TaskSampler
 from turncredit.trainer.teacher import GUIDE, teacher_context
@@ -113,9 +112,7 @@ def _supervised_step(policy: Policy, optimizer: torch.optim.Optimizer, conversat
     loss = 0.0
     for part in pack_by_tokens([sum(len(s.token_ids) for s in c) for c in conversations], budget):
         batch = make_batch([conversations[i] for i in part]).to(policy.device)
-        hidden = policy.hidden(batch)
-        scores = score_tokens(hidden, policy.head.weight.to(hidden.dtype), batch.targets)
-        part_loss = -scores.logprobs.sum() / total
+        part_loss = -policy.scores(batch).logprobs.sum() / total
         part_loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         loss += float(part_loss.detach())
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
