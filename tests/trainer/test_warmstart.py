@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -121,7 +123,7 @@ def test_a_share_of_the_conversations_has_its_own_solution_as_reference_in_the_s
         response = [int(t) for s in e.response for t in s.token_ids]
         plain[tuple(e.token_ids.tolist())] = response
         system = conditioned_system(e.system, GUIDE, reference_text(e))
-        conditioned[tuple([*policy.chat.first_prompt(system, e.prompt), *response])] = response
+        conditioned[(*policy.chat.first_prompt(system, e.prompt), *response)] = response
     read = []
     policy.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.extend(tuple(row[mask.bool()].tolist()) for row, mask in
@@ -175,6 +177,24 @@ def test_the_same_seed_learns_the_same_weights_and_another_seed_others(fresh_pol
 
     once, again, other = learn(0), learn(0), learn(1)
     assert torch.equal(once, again) and not torch.equal(once, other)
+
+
+def test_dropout_is_off_so_that_no_draw_escapes_the_seed(fresh_policy, calculator_config):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0"}], "steps": 2, "batch": 2,
+                                          "demonstrations": 10})
+    tokenizer = fresh_policy(config).tokenizer
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=512,
+                                       bos_token_id=None, eos_token_id=None))
+    learnt = []
+    for seed in (1, 2):
+        policy = Policy(copy.deepcopy(model), tokenizer, config.model)
+        torch.manual_seed(seed)
+        warm_start(config, policy, lambda *_: None)
+        learnt.append(weights_of(policy))
+    assert torch.equal(*learnt)
 
 
 def test_a_head_with_a_bias_is_trained_with_it(fresh_policy, calculator_config):

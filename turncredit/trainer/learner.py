@@ -120,7 +120,6 @@ class Learner:
         """One optimiser step on the whole batch. A non-finite loss or gradient leaves the weights as they are."""
         episodes = credit.episodes
         statistics = _Statistics()
-        self.policy.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         if not any(one.advantage for one in episodes):
             return statistics.summary(loss=0.0, gradient_norm=0.0, updated=False)

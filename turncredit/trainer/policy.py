@@ -31,7 +31,8 @@ class Policy:
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        # Never in training mode: dropout would make what is scored another policy than the one that sampled.
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
         if config.chat_template is not None:
             if not config.chat_template.is_file():
                 raise UserError(f"model.chat_template {str(config.chat_template)!r}: there is no such file")

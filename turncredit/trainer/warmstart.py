@@ -107,7 +107,6 @@ def _conversation(config: Config, policy: Policy, episode: Episode, with_referen
 def _supervised_step(policy: Policy, optimizer: torch.optim.Optimizer, conversations: Sequence[list[Segment]],
                      budget: int) -> float:
     """One step on the mean negative logprob of the demonstrations' own tokens."""
-    policy.model.train()
     total = sum(len(s.token_ids) for c in conversations for s in c if s.generated)
     loss = 0.0
     for part in pack_by_tokens([sum(len(s.token_ids) for s in c) for c in conversations], budget):
