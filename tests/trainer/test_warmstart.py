@@ -108,6 +108,17 @@ def test_an_environment_without_a_right_demonstration_is_refused_by_name(name, c
         demonstrations(settings_of(name), chat, "plain", 20, seed=3)
 
 
+@pytest.mark.parametrize("name", ["AlwaysWrong", "Unscripted"])
+def test_it_is_refused_beside_one_that_has_demonstrations_too(name, chat):
+    with pytest.raises(UserError, match=f"turncredit-tests/{name}-v0"):
+        demonstrations(settings_of("SometimesWrong", name), chat, "plain", 20, seed=3)
+
+
+def test_a_tokenizer_cannot_be_learnt_from_an_environment_without_a_scripted_solution():
+    with pytest.raises(UserError, match=r"warmstart\.envs: turncredit-tests/Unscripted-v0 has no scripted solution"):
+        texts_of(settings_of("Unscripted"), "plain", 0, count=3)
+
+
 # Conversations.
 
 

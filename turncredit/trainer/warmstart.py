@@ -14,7 +14,7 @@ import torch
 from turncredit.agents.chat import ChatFormat
 from turncredit.agents.scripted import ScriptedAgent, expert
 from turncredit.config import Config, WarmstartConfig
-from turncredit.envs import make
+from turncredit.envs import TextEnv, make
 from turncredit.episode import Episode, Segment
 from turncredit.errors import UserError
 from turncredit.evaluate import evaluate
@@ -43,26 +43,33 @@ def demonstrations(settings: WarmstartConfig, chat: ChatFormat, tool_calls: str,
         episodes += [e for group in groups for e in group.episodes]
     rollout.close()
     passed = [e for e in episodes if e.passed]
-    if not passed:
-        first = episodes[0]
-        raise UserError(f"warmstart.envs: no demonstration of {first.env_id} passed its verifier "
-                        f"({first.stop}: {first.error or 'wrong'})")
+    for first in {e.env_id: e for e in reversed(episodes)}.values():
+        if not any(e.env_id == first.env_id for e in passed):
+            raise UserError(f"warmstart.envs: no demonstration of {first.env_id} passed its verifier "
+                            f"({first.stop}: {first.error or 'wrong'})")
     return passed[:count]
 
 
 def texts_of(settings: WarmstartConfig, tool_calls: str, seed: int, guide: str | None = None,
              count: int = 400) -> list[str]:
-    """What the environments and their scripted solutions say: what a tokenizer is learnt from."""
+    """What the environments and their scripted solutions say: what a tokenizer is learnt from.
+
+    Raises:
+        UserError: an environment has no scripted solution.
+    """
     texts = [guide or GUIDE, "Agent: ", "Environment: ", "Tool: "]
     sampler = TaskSampler(settings.envs, seed_of(seed, "texts"))
     for task in sampler.tasks(0, count):
         env = make(task.env_id, **task.arguments).unwrapped
-        env.use_tool_format(tool_calls)  # type: ignore[attr-defined]  # every TextEnv has it
+        if not isinstance(env, TextEnv) or type(env).expert_action is TextEnv.expert_action:
+            raise UserError(f"warmstart.envs: {task.env_id} has no scripted solution to learn from: write its "
+                            "expert_action, or leave it out")
+        env.use_tool_format(tool_calls)
         observation, info = env.reset(seed=task.seed, options=task.reset_options)
         texts += [str(info["instructions"]), observation]
         over = False
         while not over:
-            action = env.expert_action()  # type: ignore[attr-defined]
+            action = env.expert_action()
             observation, _, terminated, truncated, _ = env.step(action)
             texts += [action, observation]
             over = terminated or truncated
