@@ -243,6 +243,30 @@ def test_it_stops_once_the_policy_solves_the_share_that_was_asked_for(policy_of,
         assert [step for step, _, _ in seen] == list(range(9)) and [s for _, _, s in seen][2] == 0
 
 
+def test_demonstrations_that_the_model_cannot_read_are_left_out(policy_of, calculator_config):
+    config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0", "arguments": {"level": 1}},
+                                                   {"id": "turncredit/Calculator-v0", "arguments": {"level": 4}}],
+                                          "steps": 2, "batch": 4, "with_reference": 0, "demonstrations": 32})
+    policy = policy_of()
+    lengths = sorted(len(e.token_ids) for e in demonstrations(config.warmstart, policy.chat, "plain", 32, 0))
+    policy.max_context = lengths[16]
+    read = []
+    policy.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    warm_start(config, policy, lambda *_: None)
+    assert lengths[0] <= max(read) <= lengths[16] < lengths[-1]
+    policy.max_context = lengths[0] - 1
+    with pytest.raises(UserError, match=f"context of {lengths[0] - 1} tokens"):
+        warm_start(config, policy, lambda *_: None)
+
+
+def test_a_loss_that_is_not_finite_stops_it(fresh_policy, calculator_config):
+    config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0"}], "steps": 40, "batch": 2,
+                                          "lr": 1e30, "demonstrations": 10})
+    with pytest.raises(UserError, match=r"warmstart\.lr"):
+        warm_start(config, fresh_policy(config), lambda *_: None)
+
+
 def test_its_environments_may_be_weighted(chat):
     settings = WarmstartConfig(envs=[EnvConfig(id="turncredit/Calculator-v0", weight=1),
                                      EnvConfig(id="turncredit/Arithmetic-v0", weight=3)])

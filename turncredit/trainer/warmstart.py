@@ -79,12 +79,20 @@ def texts_of(settings: WarmstartConfig, tool_calls: str, seed: int, guide: str |
 def warm_start(config: Config, policy: Policy, on_step: Callable[[int, float, float | None], None]) -> float | None:
     """Train until `steps` or `until_success`; `on_step` gets the step, the loss and the last success rate.
 
+    Demonstrations that the model cannot read as a whole are left out.
+
     Returns:
         The success rate at the last check, None where none was asked for.
+    Raises:
+        UserError: no demonstration to learn from, or a loss that is not finite.
     """
     settings = config.warmstart
     assert settings is not None
-    shown = demonstrations(settings, policy.chat, config.model.tool_calls, settings.demonstrations, config.seed)
+    written = demonstrations(settings, policy.chat, config.model.tool_calls, settings.demonstrations, config.seed)
+    shown = [e for e in written if len(e.token_ids) <= policy.max_context]
+    if not shown:
+        raise UserError(f"warmstart.envs: no demonstration fits into the model's context of {policy.max_context} "
+                        f"tokens (the first has {len(written[0].token_ids)}): take an easier level")
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, weight_decay=0.01)
     success: float | None = None
     for step in range(settings.steps):
@@ -94,6 +102,8 @@ def warm_start(config: Config, policy: Policy, on_step: Callable[[int, float, fl
         for group in optimizer.param_groups:  # linear warm-up; constant afterwards, since the end is not known
             group["lr"] = settings.lr * min(1.0, (step + 1) / 20)
         loss = _supervised_step(policy, optimizer, batch, config.trainer.micro_batch_tokens)
+        if not np.isfinite(loss):
+            raise UserError(f"the warm start's loss is {loss} at step {step}: set warmstart.lr below {settings.lr:g}")
         if settings.until_success is not None and (step + 1) % settings.check_every == 0:
             success = _success(config, policy)
             if success >= settings.until_success:
