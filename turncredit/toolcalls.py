@@ -113,7 +113,7 @@ class PlainLine:
         lines = []
         for tool in tools:
             properties: Mapping[str, Any] = tool.parameters.get("properties", {})
-            lines.append(" ".join([f"@{tool.name}", *(f"{name}=…" for name in properties)]))
+            lines.append(" ".join([f"@{tool.name}", *(f"{name}=?" for name in properties)]))
         return "Tools:\n" + "\n".join(lines)
 
     def parse(self, text: str) -> list[ToolCall]:

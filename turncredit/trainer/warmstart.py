@@ -93,14 +93,15 @@ def warm_start(config: Config, policy: Policy, on_step: Callable[[int, float, fl
     if not shown:
         raise UserError(f"warmstart.envs: no demonstration fits into the model's context of {policy.max_context} "
                         f"tokens (the first has {len(written[0].token_ids)}): take an easier level")
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.01)
     success: float | None = None
     for step in range(settings.steps):
         rng = np.random.default_rng(seed_of(config.seed, "warmstart", step))
         batch = [_conversation(config, policy, shown[i], rng.random() < settings.with_reference)
                  for i in rng.integers(len(shown), size=settings.batch)]
-        for group in optimizer.param_groups:  # linear warm-up; constant afterwards, since the end is not known
-            group["lr"] = settings.lr * min(1.0, (step + 1) / 20)
+        for group in optimizer.param_groups:  # a linear warm-up, then a linear way down to a tenth
+            group["lr"] = settings.lr * min(1.0, (step + 1) / 20, 1.0 - 0.9 * step / settings.steps)
         loss = _supervised_step(policy, optimizer, batch, config.trainer.micro_batch_tokens)
         if not np.isfinite(loss):
             raise UserError(f"the warm start's loss is {loss} at step {step}: set warmstart.lr below {settings.lr:g}")
