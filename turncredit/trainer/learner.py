@@ -129,7 +129,7 @@ class Learner:
         for part in self._micro_batches(episodes):
             loss += self._accumulate([episodes[i] for i in part], count, statistics)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+            group["lr"] = self.settings.lr * learning_rate_factor(self.settings, step)
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
         finite = bool(np.isfinite(loss) and np.isfinite(norm))
         if finite:
@@ -173,6 +173,12 @@ class Learner:
             return policy.scores(batch), batch
         assert len(conditioned) == len(part), "a micro-batch has a teacher for all or for none"
         return policy.scores(batch, make_batch(conditioned).to(policy.device)), batch
+
+
+def learning_rate_factor(settings: TrainerConfig, step: int) -> float:
+    """A linear warm-up, then constant or linearly down to 0 behind the last step."""
+    rising = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    return rising if settings.schedule == "constant" else rising * (1.0 - step / settings.steps)
 
 
 class _Statistics:
