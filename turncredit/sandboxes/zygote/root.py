@@ -54,9 +54,10 @@ def build(readable: Sequence[str], hidden: Sequence[str], *, uid: int, network: 
     os.mkdir("/proc")
     syscalls.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)  # while the old one is in sight
     os.mkdir(SCRATCH)
-    os.symlink(TEMPORARY, "/tmp")
-    os.makedirs("/var")
-    os.symlink(TEMPORARY, "/var/tmp")
+    os.makedirs("/var", exist_ok=True)
+    for path in ("/tmp", "/var/tmp"):
+        if not os.path.lexists(path):  # it does where something below it is readable
+            os.symlink(TEMPORARY, path)
     syscalls.unmount(OLD)
     os.rmdir(OLD)
     syscalls.mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
