@@ -46,6 +46,20 @@ def descendants(of: int) -> set[int]:
     return found
 
 
+strangers: set[int] = set()  # processes of sandboxes that other tests keep open
+
+
+@pytest.fixture(autouse=True)
+def _know_strangers() -> None:
+    strangers.clear()
+    strangers.update(descendants(os.getpid()))
+
+
+def ours() -> set[int]:
+    """Return the processes of the sandboxes that this test opened."""
+    return descendants(os.getpid()) - strangers
+
+
 def left_behind(processes: set[int]) -> list[str]:
     """Return what is still there of a sandbox whose processes these were, after a moment's patience."""
     until = time.monotonic() + 5
@@ -90,7 +104,7 @@ def test_too_little_protection_is_refused_with_its_mend(monkeypatch: pytest.Monk
     monkeypatch.setattr(local.Protections, "obtained", local.MINIMUM)
     with pytest.raises(UserError, match=r"lacks landlock, memory_cgroup here.*lsm=.*Delegate=yes"):
         with_sandbox(nothing, minimum=["seccomp", "landlock", "memory_cgroup"])
-    assert not descendants(os.getpid())
+    assert not ours()
 
 
 def test_a_user_without_namespaces_is_told_how_to_get_them() -> None:
@@ -124,7 +138,7 @@ except UserError as error:
 def test_an_impossible_setting_is_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         with_sandbox(nothing, **settings)
-    assert not descendants(os.getpid())
+    assert not ours()
 
 
 async def nothing(sandbox: LocalSandbox) -> None:
@@ -175,7 +189,7 @@ def test_who_comes_when_all_slots_are_taken_waits() -> None:
     async def use(sandbox: LocalSandbox) -> None:
         results = await asyncio.gather(*(sandbox.run(f"print({number})") for number in range(40)))
         assert [result.stdout for result in results] == [f"{number}\n" for number in range(40)]
-        assert len(descendants(os.getpid())) <= 2 + 2 * 2  # guard and zygote; slots with a candidate each
+        assert len(ours()) <= 2 + 2 * 2  # guard and zygote; slots with a candidate each
 
     with_sandbox(use, slots=2)
 
@@ -196,7 +210,7 @@ def test_who_comes_when_all_sessions_are_taken_waits() -> None:
 
 def slots_now() -> set[int]:
     """Return the slots' process ids, as seen outside: children of the zygote."""
-    (guard,) = {pid for pid in descendants(os.getpid()) if parent_of(pid) == os.getpid()}
+    (guard,) = {pid for pid in ours() if parent_of(pid) == os.getpid()}
     (zygote,) = {pid for pid in descendants(guard) if parent_of(pid) == guard}
     return {pid for pid in descendants(zygote) if parent_of(pid) == zygote}
 
@@ -243,7 +257,7 @@ def test_a_time_out_replaces_the_slot_and_an_exception_does_not() -> None:
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_dead_process_is_replaced_and_its_run_starts_again(victim: str, busy: bool) -> None:
     async def use(sandbox: LocalSandbox) -> None:
-        before = descendants(os.getpid())
+        before = ours()
         code = "import time; time.sleep(0.5); print('done')"
         run = asyncio.create_task(sandbox.run(code)) if busy else None
         await asyncio.sleep(0.2)
@@ -265,15 +279,15 @@ def test_a_cancelled_run_is_ended_and_its_slot_replaced() -> None:
     async def use(sandbox: LocalSandbox) -> None:
         run = asyncio.create_task(sandbox.run("import time; time.sleep(60)"))
         await asyncio.sleep(0.3)
-        before = descendants(os.getpid())
+        before = ours()
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
         assert (await sandbox.run("print('next')")).stdout == "next\n"
         until = time.monotonic() + 5
-        while len(before & descendants(os.getpid())) > 2 and time.monotonic() < until:
+        while len(before & ours()) > 2 and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        assert len(before & descendants(os.getpid())) == 2  # guard and zygote
+        assert len(before & ours()) == 2  # guard and zygote
 
     with_sandbox(use)
 
@@ -322,7 +336,7 @@ def test_nothing_is_left_after_close() -> None:
         await sandbox.session()
         asyncio.get_running_loop().create_task(sandbox.run("import time; time.sleep(60)"))
         await asyncio.sleep(0.2)
-        return descendants(os.getpid())
+        return ours()
 
     processes = with_sandbox(use)
     assert len(processes) >= 4
@@ -336,7 +350,7 @@ def test_nothing_is_left_after_an_exception() -> None:
 
     async def use(sandbox: LocalSandbox) -> None:
         await sandbox.run("pass")
-        seen.update(descendants(os.getpid()))
+        seen.update(ours())
         raise RuntimeError("the user's own")
 
     with pytest.raises(RuntimeError, match="own"):
@@ -395,7 +409,7 @@ def test_nothing_is_left_after_the_parent_is_killed(forked: str) -> None:
 
 def test_what_a_killed_guard_left_is_swept_by_the_next_sandbox() -> None:
     async def killed(sandbox: LocalSandbox) -> set[int]:
-        processes = descendants(os.getpid())
+        processes = ours()
         (guard,) = {pid for pid in processes if parent_of(pid) == os.getpid()}
         os.kill(guard, signal.SIGKILL)
         await asyncio.sleep(0.2)
