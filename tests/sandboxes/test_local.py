@@ -18,6 +18,7 @@ import pytest
 
 from turncredit.errors import UserError
 from turncredit.sandboxes import KilledBy, Limits, Sandbox, SandboxError, local
+from turncredit.sandboxes.check import check
 from turncredit.sandboxes.local import LocalSandbox
 
 SMALL = Limits(wall_s=5, cpu_s=5, memory_bytes=64 << 20, processes=8)
@@ -108,7 +109,7 @@ def test_too_little_protection_is_refused_with_its_mend(monkeypatch: pytest.Monk
 
 
 def test_a_user_without_namespaces_is_told_how_to_get_them() -> None:
-    script = """
+    result = where_namespaces_are_refused("""
 import asyncio
 from turncredit.errors import UserError
 from turncredit.sandboxes import Sandbox
@@ -116,15 +117,32 @@ try:
     asyncio.run(Sandbox.open("local"))
 except UserError as error:
     print("refused:", error)
-"""
+""")
+    assert result.stdout.startswith("refused: the local sandbox lacks namespaces here"), result
+    assert "max_user_namespaces" in result.stdout
+
+
+def test_the_check_says_what_works_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(["local"]) == 0
+    table = capsys.readouterr().out
+    assert "runs Python" in table
+    assert "(median of" in table
+    script = "from turncredit.sandboxes.check import check; raise SystemExit(check(['local']))"
+    result = where_namespaces_are_refused(script)
+    assert result.returncode == 1
+    assert "lacks namespaces here" in " ".join(result.stdout.split())
+    with pytest.raises(UserError, match="'loocal' is unknown"):
+        check(["loocal"])
+
+
+def where_namespaces_are_refused(script: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user who can't make namespaces."""
     refuse = "echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --inh-caps=-all --bounding-set=-all"
     if os.getuid() != 0:
         pytest.skip("only root can make a user for whom namespaces are refused")
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", refuse + ' "$@"', "sh",
                sys.executable, "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.stdout.startswith("refused: the local sandbox lacks namespaces here"), result
-    assert "max_user_namespaces" in result.stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
@@ -328,7 +346,7 @@ def open_descriptors() -> list[str]:
 
 
 def test_nothing_is_left_after_close() -> None:
-    before = Path("/proc/self/mountinfo").read_text()
+    mounts = Path("/proc/self/mountinfo").read_text()
     descriptors = open_descriptors()
 
     async def use(sandbox: LocalSandbox) -> set[int]:
@@ -341,7 +359,8 @@ def test_nothing_is_left_after_close() -> None:
     processes = with_sandbox(use)
     assert len(processes) >= 4
     assert not left_behind(processes)
-    assert Path("/proc/self/mountinfo").read_text() == before
+    new = set(Path("/proc/self/mountinfo").read_text().splitlines()) - set(mounts.splitlines())
+    assert not [line for line in new if "/sandbox" in line or "/.old" in line or " - tmpfs " in line]
     assert open_descriptors() == descriptors
 
 
