@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from . import candidate
 from .cgroups import SlotCgroup
+from .frames import Stream
 from .streams import Input, Output
 
 FIRST_LOOK_S, LOOK_EVERY_S = 0.02, 0.04  # at what the processes use together
@@ -39,11 +40,11 @@ class Execution:
     """One candidate process and its descendants.
 
     Args:
-        parent: the socket to the program that opened the sandbox; its hang-up ends the execution.
+        parent: the stream to the program that opened the sandbox; its hang-up ends the execution.
         limits: the fields of `Limits`.
     """
 
-    def __init__(self, held: candidate.Confinement, cgroup: SlotCgroup, parent: socket.socket,
+    def __init__(self, held: candidate.Confinement, cgroup: SlotCgroup, parent: Stream,
                  limits: dict[str, Any]) -> None:
         self.held, self.cgroup, self.parent, self.limits = held, cgroup, parent, limits
         self.poll = select.poll()
@@ -185,9 +186,10 @@ class Execution:
 
     def usage(self) -> Usage:
         """Add up the living (from /proc) and the reaped. Memory is private pages beyond the zygote's own."""
+        ours = ("1", str(os.getpid()))  # the same process, but in a container
         ticks = memory = 0
         for name in os.listdir("/proc"):
-            if name.isdigit() and name != "1":
+            if name.isdigit() and name not in ours:
                 try:
                     with open(f"/proc/{name}/stat", "rb") as file:
                         ticks += sum(map(int, file.read().rpartition(b")")[2].split()[11:15]))

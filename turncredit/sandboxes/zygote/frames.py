@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-import socket
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 PREFIX = struct.Struct("<IQ")  # bytes of the header, bytes of everything after it
 
 Message = tuple[dict[str, Any], list[bytes]]
+
+
+class Stream(Protocol):
+    """What requests come from and answers go to: a connected socket, or a container's stdin and stdout."""
+
+    def recv(self, most: int, /) -> bytes: ...
+
+    def sendall(self, data: bytes, /) -> None: ...
+
+    def fileno(self) -> int: ...
 
 
 def pack(header: Mapping[str, object], blobs: Sequence[bytes] = ()) -> bytes:
@@ -37,12 +46,12 @@ def unpack(message: bytes) -> Message:
     return header, blobs
 
 
-def read(sock: socket.socket) -> Message | None:
-    """Wait for one message on a blocking socket; None where the peer is gone."""
+def read(stream: Stream) -> Message | None:
+    """Wait for one message on a blocking stream; None where the peer is gone."""
     data = bytearray()
     need = PREFIX.size
     while len(data) < need:
-        chunk = sock.recv(need - len(data))
+        chunk = stream.recv(need - len(data))
         if not chunk:
             return None
         data += chunk

@@ -45,7 +45,7 @@ def serve(settings: Settings, pool: cgroups.Pool, number: int, parent: socket.so
         parent.sendall(frames.pack({"error": str(error)}))
         return
     held = candidate.Confinement(
-        uid=uid, landlock=settings.landlock, network=network, data_bytes=_writable_bytes(),
+        uid=uid, landlock=settings.landlock, network=network, data_bytes=writable_bytes(),
         seccomp=seccomp.program(network=network, shared_memory=counted))
     slot = supervisor.Slot(parent, held, cgroup, settings.scratch)
     home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -73,7 +73,7 @@ def _supervise(slot: supervisor.Slot, home: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _writable_bytes() -> int:
+def writable_bytes() -> int:
     """Return this process's writable private memory, which RLIMIT_DATA counts in every fork of it."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[5]) * execution.PAGE

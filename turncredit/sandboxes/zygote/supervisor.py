@@ -24,7 +24,7 @@ OOM_SCORE = "500"  # the kernel takes candidates (1000) first, and the slot (0) 
 class Slot:
     """What a slot hands to each of its supervisors."""
 
-    parent: socket.socket
+    parent: frames.Stream
     held: candidate.Confinement
     cgroup: SlotCgroup
     scratch: dict[str, int]  # file_bytes and files: the limits that the scratch folder is prepared for
@@ -51,7 +51,12 @@ def serve(slot: Slot) -> int:
     scratch = {name: limits[name] for name in slot.scratch}
     if scratch != slot.scratch:
         root.resize_scratch(**scratch)
-    execution = Execution(slot.held, slot.cgroup, slot.parent, limits)
+    return carry_out(slot, header, blobs)
+
+
+def carry_out(slot: Slot, header: dict[str, Any], blobs: list[bytes]) -> int:
+    """Be the supervisor of the request's execution or session; return GO_ON or LEAVE."""
+    execution = Execution(slot.held, slot.cgroup, slot.parent, header["limits"])
     if header["op"] == "session":
         session.serve(slot, execution)
         return LEAVE

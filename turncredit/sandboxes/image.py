@@ -1,0 +1,217 @@
+"""A Docker image made of the running Python: for machines that reach no registry, and for the same Python in and out.
+
+The image holds the interpreter with its standard library, the distributions asked for, a shell with the usual small
+programs, and the shared libraries that these need. All of it keeps the path that it has on this machine, so that
+nothing needs to be relocated. About 115 MB and six seconds without further distributions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import os
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
+
+from turncredit.errors import UserError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+REPOSITORY = "turncredit-python"
+RECIPE = 1  # counted up when what goes into the image changes
+PROGRAMS = """awk base64 basename bash cat chmod cp cut date dd diff dirname echo env expr false find grep gzip head
+    id kill ln ls mkdir mktemp mv nl printf ps pwd rm rmdir sed seq sh sha256sum sleep sort stat tail tar tee test
+    touch tr true uname uniq wc xargs yes""".split()
+# Parts of the standard library that candidates can't use there, or should not miss.
+LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3"}
+LOADER_CACHE = "/etc/ld.so.cache"
+ETC = {
+    "passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+
+
+def build_image(client: DockerClient, packages: Sequence[str] = (), *, rebuild: bool = False) -> str:
+    """Make the image of this Python unless the engine has it, and return its name.
+
+    Args:
+        packages: distributions installed here that candidates may import; what they require comes along.
+        rebuild: make it even if the engine has it.
+    Raises:
+        UserError: a distribution is not installed.
+    """
+    from docker.errors import ImageNotFound
+
+    wanted = closure(packages)
+    name = image_name(wanted)
+    if not rebuild:
+        try:
+            client.images.get(name)
+            return name
+        except ImageNotFound:
+            pass
+    repository, tag = name.split(":")
+    python = os.path.dirname(interpreter())
+    changes = [f"ENV PATH={python}:/usr/local/bin:/usr/bin:/bin", f"LABEL turncredit.python={sys.version.split()[0]}"]
+    with tempfile.TemporaryDirectory(prefix="turncredit-image-") as folder:
+        archive = Path(folder) / "root.tar"
+        write_archive(archive, wanted)
+        client.api.import_image_from_file(str(archive), repository=repository, tag=tag, changes=changes)
+    return name
+
+
+def interpreter() -> str:
+    """Return the path of the running Python's own executable, outside any virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def image_name(wanted: Sequence[importlib.metadata.Distribution] = ()) -> str:
+    """Return a name that changes whenever the image would."""
+    parts = [RECIPE, sys.version, interpreter(), *sorted(f"{each.name}=={each.version}" for each in wanted)]
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"{REPOSITORY}:{version}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
+
+
+def closure(packages: Iterable[str]) -> list[importlib.metadata.Distribution]:
+    """Return the named distributions and all that they require here.
+
+    Raises:
+        UserError: one that was named is not installed.
+    """
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = [Requirement(name) for name in packages]
+    while waiting:
+        wanted = waiting.pop()
+        if wanted.name.lower() in found or wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            distribution = importlib.metadata.distribution(wanted.name)
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(f"packages names {wanted.name!r}, which is not installed here: pip install {wanted.name}"
+                            ) from None
+        found[wanted.name.lower()] = distribution
+        waiting += map(Requirement, distribution.requires or ())
+    return list(found.values())
+
+
+def write_archive(path: Path, wanted: Sequence[importlib.metadata.Distribution] = ()) -> None:
+    """Write the image's root file system as a tar archive."""
+    files = {**_standard_library(), **_distributions(wanted), **_programs()}
+    files |= _libraries(list(files.values()))
+    links = _root_links()
+    placed = {_resolved(name, links): source for name, source in files.items()}
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name in ("/proc", "/sys", "/dev", "/sandbox", "/var"):
+            _add_folder(archive, name)
+        for name, source in sorted(placed.items()):
+            _add_file(archive, name, source)
+        for name, text in ETC.items():
+            _add_text(archive, f"/etc/{name}", text)
+        links |= {"/tmp": "/sandbox/tmp", "/var/tmp": "/sandbox/tmp", "/usr/bin/python3": interpreter()}
+        for name, target in links.items():
+            if name not in placed:
+                _add_link(archive, name, target)
+
+
+def _standard_library() -> dict[str, str]:
+    """Map a path in the image to a file here: the executable and the standard library."""
+    executable = interpreter()
+    files = {executable: executable}
+    for name in ("python", "python3"):
+        files[os.path.join(os.path.dirname(executable), name)] = executable
+    for folder in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
+        for above, below, names in os.walk(folder):
+            below[:] = [name for name in below if name not in LEFT_OUT and not name.startswith("config-")]
+            files |= {os.path.join(above, name): os.path.join(above, name) for name in names}
+    return files
+
+
+def _distributions(wanted: Sequence[importlib.metadata.Distribution]) -> dict[str, str]:
+    home = site.getsitepackages([sys.base_prefix])[0]
+    files = {}
+    for distribution in wanted:
+        for file in distribution.files or ():
+            source = Path(str(distribution.locate_file(file)))
+            if ".." not in file.parts and source.is_file():
+                files[os.path.join(home, *file.parts)] = str(source)
+    return files
+
+
+def _programs() -> dict[str, str]:
+    found = ((name, shutil.which(name, path="/usr/bin:/bin:/usr/local/bin")) for name in PROGRAMS)
+    return {f"/usr/bin/{name}": path for name, path in found if path}
+
+
+def _libraries(files: Sequence[str]) -> dict[str, str]:
+    """Return the shared libraries that the dynamic loader would load for these files here."""
+    known = {os.path.realpath(path) for path in files}  # a wheel's own libraries lie beside its modules
+    programs = sorted(path for path in known if _is_elf(path))
+    libraries: dict[str, str] = {}
+    for start in range(0, len(programs), 200):  # within the length of a command line
+        listed = subprocess.run(["ldd", *programs[start:start + 200]], capture_output=True, text=True).stdout
+        for line in listed.splitlines():
+            path = os.path.normpath(line.split("=>")[-1].split("(")[0].strip())
+            if path.startswith("/") and not path.endswith(":") and os.path.realpath(path) not in known:
+                libraries[path] = path
+    if os.path.exists(LOADER_CACHE):
+        libraries[LOADER_CACHE] = LOADER_CACHE
+    return libraries
+
+
+def _is_elf(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
+def _root_links() -> dict[str, str]:
+    """Return the links by which distributions join /bin and /lib to /usr, as they are here."""
+    names = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+    links = {name: os.readlink(name) for name in names if os.path.islink(name)}
+    return {**links, "/bin": links.get("/bin", "usr/bin")}
+
+
+def _resolved(path: str, links: dict[str, str]) -> str:
+    first = "/" + path.split("/")[1]
+    return path.replace(first, "/" + links[first].lstrip("/"), 1) if first in links else path
+
+
+def _add_file(archive: tarfile.TarFile, name: str, source: str) -> None:
+    """Add a file that everyone may read (and run, where its owner may), whatever its mode is here."""
+    with open(source, "rb") as file:
+        entry = archive.gettarinfo(arcname=name.lstrip("/"), fileobj=file)
+        entry.type, entry.linkname, entry.size = tarfile.REGTYPE, "", os.fstat(file.fileno()).st_size
+        entry.mode = 0o755 if entry.mode & 0o111 else 0o644
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = "root"
+        archive.addfile(entry, file)
+
+
+def _add_folder(archive: tarfile.TarFile, name: str) -> None:
+    entry = tarfile.TarInfo(name.lstrip("/"))
+    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+    archive.addfile(entry)
+
+
+def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
+    entry = tarfile.TarInfo(name.lstrip("/"))
+    entry.size, entry.mode = len(text), 0o644
+    archive.addfile(entry, io.BytesIO(text.encode()))
+
+
+def _add_link(archive: tarfile.TarFile, name: str, target: str) -> None:
+    entry = tarfile.TarInfo(name.lstrip("/"))
+    entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, target, 0o777
+    archive.addfile(entry)
