@@ -71,10 +71,12 @@ def main() -> None:
     with contextlib.suppress(FileExistsError):
         os.symlink(root.SHARED, SHARED_MEMORY)
     place = _slot(stream, config)
-    stream.sendall(frames.pack({"ready": {"landlock": place.held.landlock, "seccomp": seccomp.supported(),
-                                          "counts_memory": place.cgroup.counts_memory}}))
     gc.collect()
     gc.freeze()  # forks share what the collector never touches
+    stream.sendall(frames.pack({"ready": {
+        "landlock": place.held.landlock, "seccomp": seccomp.supported(), "counts_memory": place.cgroup.counts_memory,
+        "memory_bytes": slot.writable_bytes(),
+    }}))
     while _supervise(place) == supervisor.GO_ON:
         pass
 
