@@ -98,7 +98,7 @@ async def open_sandbox(
     name = await asyncio.to_thread(_image, client, image, packages)
     await asyncio.to_thread(sweep, client)
     start = functools.partial(Container.start, client, name, runtime=runtime, preload=preload)
-    pool = WarmPool(start, size=slots or machine["NCPU"], recycle_after=recycle_after)
+    pool = WarmPool(start, _shape, size=slots or machine["NCPU"], recycle_after=recycle_after)
     sandbox = DockerSandbox(client, pool, sessions=sessions, limits=limits, memory_bytes=machine["MemTotal"])
     try:
         await pool.fill(limits)
@@ -139,6 +139,10 @@ def _image(client: DockerClient, name: str | None, packages: Sequence[str]) -> s
     if name is None:
         return images.build_image(client, packages)
     return images.prepare_image(client, name)
+
+
+def _shape(limits: Limits) -> object:
+    return limits.memory_bytes, limits.processes, limits.file_bytes, limits.files, limits.network
 
 
 class DockerSandbox(SlotSandbox["Container"]):

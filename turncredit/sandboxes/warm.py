@@ -1,4 +1,4 @@
-"""A pool of warm slots that take long to start and are made for certain limits: containers, virtual machines."""
+"""A pool of slots that take long to start and are made for certain limits: containers, virtual machines."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from typing import Any, Generic, TypeVar
 from turncredit.sandboxes.base import Limits, SandboxError
 from turncredit.sandboxes.slots import Pool, Slot
 
-Shape = tuple[int, int, int, int, bool]
 Outcome = TypeVar("Outcome")
 
 
-def shape(limits: Limits) -> Shape:
-    """Return those of the limits that a slot is made with; the others are each execution's own."""
-    return limits.memory_bytes, limits.processes, limits.file_bytes, limits.files, limits.network
-
-
 class WarmSlot(Slot):
-    """A slot that was started for limits of one shape."""
+    """A slot that was started for certain limits."""
 
     served = 0
 
@@ -42,7 +36,7 @@ Warm = TypeVar("Warm", bound=WarmSlot)
 
 @dataclass(eq=False)
 class _Idle(Generic[Warm]):
-    shape: Shape
+    shape: object
     slot: asyncio.Future[Warm]  # done once it has started
 
 
@@ -53,13 +47,15 @@ class WarmPool(Pool[Warm]):
 
     Args:
         start: makes a slot for such limits; raises SandboxError where it can't.
+        shape: those of the limits that a slot is made with, the others being each execution's own.
         recycle_after: executions after which a slot is replaced.
     """
 
-    def __init__(self, start: Callable[[Limits], Awaitable[Warm]], *, size: int, recycle_after: int) -> None:
+    def __init__(self, start: Callable[[Limits], Awaitable[Warm]], shape: Callable[[Limits], object], *, size: int,
+                 recycle_after: int) -> None:
         self.size, self.recycle_after = size, recycle_after
         self.closed = False
-        self._start = start
+        self._start, self._shape = start, shape
         self._free = asyncio.Semaphore(size)
         self._idle: list[_Idle[Warm]] = []
         self._living: set[Warm] = set()
@@ -91,7 +87,7 @@ class WarmPool(Pool[Warm]):
     def _fitting(self, limits: Limits) -> _Idle[Warm]:
         """Take the idle slot that is ready or will be first; begin one where none fits."""
         self._idle = [idle for idle in self._idle if not (idle.slot.done() and idle.slot.exception())]
-        fitting = [idle for idle in self._idle if idle.shape == shape(limits)]
+        fitting = [idle for idle in self._idle if idle.shape == self._shape(limits)]
         if fitting:
             idle = max(fitting, key=lambda each: each.slot.done())
             self._idle.remove(idle)
@@ -112,7 +108,7 @@ class WarmPool(Pool[Warm]):
     def _begin(self, limits: Limits) -> _Idle[Warm]:
         if self.closed:
             raise SandboxError("the sandbox is closed")
-        return _Idle(shape(limits), self._aside(self._started(limits)))
+        return _Idle(self._shape(limits), self._aside(self._started(limits)))
 
     async def _started(self, limits: Limits) -> Warm:
         slot = await self._start(limits)
@@ -139,7 +135,7 @@ class WarmPool(Pool[Warm]):
         if sound and slot.served < self.recycle_after and not self.closed:
             ready: asyncio.Future[Warm] = asyncio.get_running_loop().create_future()
             ready.set_result(slot)
-            self._idle.append(_Idle(shape(slot.limits), ready))
+            self._idle.append(_Idle(self._shape(slot.limits), ready))
         else:
             self.discard(slot, kill=kill)
             if not self.closed:
