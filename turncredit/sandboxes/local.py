@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from turncredit.sandboxes.base import (
     check_path,
     check_request,
 )
-from turncredit.sandboxes.zygote import frames, root
+from turncredit.sandboxes.zygote import root
 
 PRELOAD = (
     "abc", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions",
@@ -193,32 +193,27 @@ class LocalSandbox(Sandbox):
         files = files or {}
         check_request(code, argv, files, collect, limits)
         source = b"" if code is None else code.encode("utf-8", "surrogatepass")
-        header = {"op": "run", "limits": dataclasses.asdict(limits), "argv": argv and list(argv),
-                  "files": list(files), "collect": list(collect)}
-        blobs = [source, stdin, *files.values()]
+        header = {"op": "run", "limits": dataclasses.asdict(limits), "collect": list(collect)}
+        blobs = [source, stdin, _joined(argv or ()), _joined(files), *files.values()]
         for _ in range(1 if limits.network else 2):  # it had no effect outside, so a lost one may run again
             reply = await self._ask(header, blobs, limits)
             if reply is None:
                 continue
             answer, parts = reply
-            if answer.get("memory"):  # even the supervisor found none
-                return Result("", "", None, KilledBy.MEMORY, limits.wall_s, 0.0, limits.memory_bytes, False)
             return _result(answer, parts, limits)
         raise SandboxError("the slot died during the execution" + ("" if limits.network else ", twice"))
 
     async def _ask(self, header: Mapping[str, object], blobs: Sequence[bytes],
-                   limits: Limits) -> frames.Message | None:
+                   limits: Limits) -> pool.Message | None:
         """Have one slot carry out a request; None where the slot was lost."""
         slot = await self._pool.take(network=limits.network)
         sound, overdue = False, False
         try:
             async with asyncio.timeout(limits.wall_s + pool.GRACE_S):
                 reply = await pool.exchange(slot, header, blobs)
-            if reply is None or (reply[0].get("lost") and not reply[0]["memory"]):
-                return None
-            if "error" in reply[0]:
+            if reply and "error" in reply[0]:
                 raise SandboxError(reply[0]["error"])
-            sound = not reply[0].get("lost") and reply[0]["killed_by"] in (None, KilledBy.SIGNAL)
+            sound = reply is not None and reply[0]["killed_by"] in (None, KilledBy.SIGNAL)
             return reply
         except TimeoutError:
             overdue = True
@@ -282,11 +277,13 @@ class LocalSession(Session):
         header = {"op": "cell", "limits": dataclasses.asdict(limits)}
         source = code.encode("utf-8", "surrogatepass")
         answer, parts = await self._ask(header, [source], limits.wall_s + pool.GRACE_S)
-        result = _result(answer, parts[:2], limits)
-        value = as_text(parts[2], limits.output_bytes, cut=answer["cut"][2])[0] if answer["value"] else None
+        result = _result(answer, parts, limits)
         if "ended" in answer:
-            await self._end(result.killed_by or "its interpreter ended")
-        return dataclasses.replace(result, value=value, truncated=any(answer["cut"]))
+            await self._end(answer["ended"])
+            return result
+        value, value_cut = as_text(parts[2], limits.output_bytes, cut=answer["value_cut"])
+        return dataclasses.replace(result, value=value if answer["value"] else None,
+                                   truncated=result.truncated or value_cut)
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Session.write_file`."""
@@ -305,7 +302,7 @@ class LocalSession(Session):
         return parts
 
     async def _ask(self, header: Mapping[str, object], blobs: Sequence[bytes],
-                   patience_s: float) -> frames.Message:
+                   patience_s: float) -> pool.Message:
         async with self._turn:
             if self._ended:
                 raise SandboxError(f"the session has ended: {self._ended}")
@@ -315,9 +312,8 @@ class LocalSession(Session):
             except BaseException:  # an answer may still be on its way: nobody could tell whose it is
                 await self._end("a request was broken off", kill=True)
                 raise
-            if reply is None or "error" in reply[0] or reply[0].get("lost") or set(reply[0]) == {"ended"}:
-                about = reply[0] if reply else {}
-                reason = about.get("error") or about.get("ended") or "its supervisor died"
+            if reply is None or set(reply[0]) == {"ended"}:
+                reason = reply[0]["ended"] if reply else "its slot died"
                 await self._end(reason)
                 raise SandboxError(f"the session has ended: {reason}")
             return reply
@@ -333,11 +329,15 @@ class LocalSession(Session):
         await self._end("it was closed")
 
 
+def _joined(words: Iterable[str]) -> bytes:
+    return b"\0".join(map(os.fsencode, words))
+
+
 def _result(answer: Mapping[str, Any], parts: Sequence[bytes], limits: Limits) -> Result:
-    out_cut, err_cut = answer["cut"][:2]
+    out_cut, err_cut = answer["cut"]
     return Result(
         stdout=as_text(parts[0], limits.output_bytes, cut=out_cut)[0],
         stderr=as_text(parts[1], limits.output_bytes, cut=err_cut)[0],
         exit=answer["exit"], killed_by=KilledBy(answer["killed_by"]) if answer["killed_by"] else None,
         wall_s=answer["wall_s"], cpu_s=answer["cpu_s"], peak_bytes=answer["peak_bytes"],
-        truncated=bool(out_cut or err_cut), files=dict(zip(answer["files"], parts[2:])))
+        truncated=bool(out_cut or err_cut), files=dict(zip(answer.get("files", ()), parts[2:])))

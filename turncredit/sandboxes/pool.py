@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from turncredit.sandboxes.base import SandboxError
-from turncredit.sandboxes.zygote import frames
+from turncredit.sandboxes.zygote import packets
+
+Message = tuple[dict[str, Any], list[bytes]]
 
 BOOT = "import sys; sys.path.insert(0, {!r}); from zygote.__main__ import main; del sys.path[0]; main()"
-GRACE_S = 10.0  # beyond the wall time, for the answer of a supervisor on a machine that is busy
-CHUNK = 1 << 18
+GRACE_S = 10.0  # beyond the wall time, for the answer of a slot on a machine that is busy
 
 
 class ZygoteRefused(Exception):
@@ -54,31 +55,48 @@ class Slot:
         return bool(unasked) and not self.ready  # its greeting
 
 
-async def exchange(slot: Slot, header: Mapping[str, object], blobs: Sequence[bytes]) -> frames.Message | None:
+async def exchange(slot: Slot, header: Mapping[str, object], blobs: Sequence[bytes]) -> Message | None:
     """Send a request and wait for its answer; None where the slot died."""
+    store = packets.store(blobs)
     try:
-        await asyncio.get_running_loop().sock_sendall(slot.socket, frames.pack(header, blobs))
-    except (BrokenPipeError, ConnectionError):
+        packets.send(slot.socket, {**header, "blobs": [len(blob) for blob in blobs]}, [store])
+    except ConnectionError:
         return None
+    finally:
+        os.close(store)
     return await receive(slot)
 
 
-async def receive(slot: Slot) -> frames.Message | None:
+async def receive(slot: Slot) -> Message | None:
     """Wait for one message; None where the slot died."""
+    await _readable(slot.socket)
+    try:
+        packet = packets.receive(slot.socket)
+    except ConnectionError:
+        return None
+    if packet is None:
+        return None
+    header, descriptors = packet
+    try:
+        return header, packets.load_groups(descriptors, header.pop("blobs", ()))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+async def _readable(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    data = bytearray()
-    need = frames.PREFIX.size
-    while len(data) < need:
-        try:
-            chunk = await loop.sock_recv(slot.socket, CHUNK)
-        except ConnectionError:
-            return None
-        if not chunk:
-            return None
-        data += chunk
-        if need == frames.PREFIX.size <= len(data):
-            need = frames.size(bytes(data[:need]))
-    return frames.unpack(bytes(data))
+    ready = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
 
 
 class Pool:
@@ -117,7 +135,7 @@ class Pool:
         self._guard, self._control = guard, ours
         try:
             ours.send(json.dumps({**self.config, "opener": os.getpid()}).encode())
-            packet = await asyncio.get_running_loop().sock_recv(ours, CHUNK)
+            packet = await asyncio.get_running_loop().sock_recv(ours, packets.PACKET)
         except BaseException:
             await self._stop_zygote()
             raise
@@ -141,7 +159,7 @@ class Pool:
             OSError: the zygote is gone, or too busy to listen.
         """
         assert self._control is not None
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         number = next(self._numbers)
         try:
             request = json.dumps({"spawn": number, "network": network}).encode()

@@ -5,6 +5,6 @@ itself alone. Four kinds of process, each the parent of the next:
 
     guard       watches the program that opened the sandbox; ends everything and removes the cgroups
     zygote      holds the preloaded modules; forks slots; PID 1 of the pool's pid namespace
-    slot        owns a root file system, a network and a cgroup; never sees a request's bytes
-    supervisor  PID 1 of one execution's pid namespace: reads the request, forks the candidate, answers
+    slot        owns a root file system, a network and a cgroup; PID 1 of its executions
+    candidate   forked and confined ahead of its request; runs it; ends with everything it started
 """

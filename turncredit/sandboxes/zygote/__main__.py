@@ -51,6 +51,7 @@ def main() -> None:
         _tell(control, {"error": f"no namespaces for this user ({error})", "missing": "namespaces"})
         pool.close()
         return
+    config["guard"] = os.getpid()
     zygote = os.fork()
     if zygote == 0:
         os.close(opener)
@@ -71,6 +72,14 @@ def _is_root() -> bool:
     return os.getuid() == 0 and all(effective >> number & 1 for number in (SYS_ADMIN, SETUID, SETGID))
 
 
+def _uids(guard: int) -> range:
+    """Return user ids for a pool's slots: far above real users where all ids are mapped, else the last."""
+    with open("/proc/self/uid_map") as file:
+        end = max(int(line.split()[0]) + int(line.split()[2]) for line in file)
+    first = (1 << 30) + (guard << 8)
+    return range(first, first + 256) if end >= 1 << 31 else range(max(1, end - 4096), end)
+
+
 def _tell(control: socket.socket, message: dict[str, object]) -> None:
     control.send(json.dumps(message).encode())
 
@@ -88,14 +97,15 @@ def _zygote(control: socket.socket, config: dict[str, Any], pool: cgroups.Pool, 
             _tell(control, {"error": why, "missing": None})
             os._exit(1)
     settings = slot.Settings(
-        privileged=privileged, landlock=landlock.abi(), readable=config["readable"], hidden=config["hidden"],
-        scratch=config["scratch"])
+        privileged=privileged, uids=_uids(config["guard"]), landlock=landlock.abi(),
+        readable=config["readable"], hidden=config["hidden"], scratch=config["scratch"])
     _tell(control, {"ready": {
         "privileged": privileged, "landlock": settings.landlock, "seccomp": seccomp.supported(),
         "cgroups": {name: version for name, (version, _) in pool.folders.items()},
     }})
     gc.collect()
     gc.freeze()  # forks share what the collector never touches
+    home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     slots: dict[int, int] = {}  # process id -> the slot's number
     while True:
         readable, _, _ = select.select([control], [], [], 1.0)
@@ -108,7 +118,9 @@ def _zygote(control: socket.socket, config: dict[str, Any], pool: cgroups.Pool, 
                 for process in [process for process, number in slots.items() if number == message["kill"]]:
                     os.kill(process, signal.SIGKILL)
             else:
+                syscalls.unshare(syscalls.CLONE_NEWPID)
                 slots[_spawn(settings, pool, message, control, descriptors[0])] = message["spawn"]
+                syscalls.setns(home, syscalls.CLONE_NEWPID)  # or the next unshare would be refused
         while slots and (ended := os.waitpid(-1, os.WNOHANG)[0]):
             if ended in slots:
                 pool.remove(slots.pop(ended))

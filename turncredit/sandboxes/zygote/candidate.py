@@ -1,32 +1,22 @@
-"""The candidate's process: give up every right, then run its code."""
+"""The candidate's process: give up every right, wait for the word, then be the program."""
 
 from __future__ import annotations
 
-import ast
-import atexit
-import builtins
 import contextlib
+import fcntl
 import gc
-import linecache
 import os
 import resource
 import signal
 import socket
-import struct
-import sys
-import threading
 import traceback
-import types
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import landlock, root, seccomp, syscalls
+from . import interpreter, landlock, packets, root, seccomp, syscalls
 
 OPEN_FILES = 256
 STACK_BYTES = 64 << 20
-CELL = struct.Struct("<Q")  # to a session's interpreter: bytes of the source that follows
-ANSWER = struct.Struct("<B?Q")  # and back: exit code, is there a value, bytes of its repr
-CHANNEL = 3  # the descriptor of a session's interpreter for these
 
 
 @dataclass(frozen=True)
@@ -37,10 +27,47 @@ class Confinement:
     landlock: int  # the kernel's version, 0 for none
     seccomp: bytes
     network: bool
-    data_bytes: int  # writable memory that every fork of the zygote starts with
+    data_bytes: int  # writable memory that every fork of the slot starts with
 
 
-def confine(held: Confinement, limits: dict[str, Any], *, session: bool) -> None:
+def live(held: Confinement, word: socket.socket, status: int) -> NoReturn:
+    """Be confined, take the request from `word`, and become its program.
+
+    What goes wrong before that is written to `status`, which the program never gets: it can't claim that
+    the sandbox failed.
+    """
+    try:
+        confine(held)
+        packet = packets.receive(word)
+        if packet is None:
+            os._exit(0)
+        request, descriptors = packet
+        limit_resources(request["limits"], held.data_bytes, session=request["op"] == "session")
+        gc.enable()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if request["op"] == "run":
+            code, _, argv, paths, *contents = packets.load(descriptors[0], request["blobs"])
+            write_files(dict(zip(_words(paths), contents)))
+        else:
+            channel = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, interpreter.CHANNEL + 1)
+            os.dup2(channel, interpreter.CHANNEL, inheritable=False)
+    except BaseException as error:
+        os.write(status, "".join(traceback.format_exception(error)).encode(errors="replace")[-4000:])
+        os._exit(1)
+    if request["op"] == "session":
+        os.closerange(interpreter.CHANNEL + 1, OPEN_FILES)
+        interpreter.serve_cells(root.WORK)
+    os.closerange(3, OPEN_FILES)
+    if argv:
+        run_program(_words(argv))
+    interpreter.run_source(code, root.WORK)
+
+
+def _words(joined: bytes) -> list[str]:
+    return [os.fsdecode(word) for word in joined.split(b"\0")] if joined else []
+
+
+def confine(held: Confinement) -> None:
     """Give up every right for good, in the one order in which each step may still take the next.
 
     Raises:
@@ -48,7 +75,6 @@ def confine(held: Confinement, limits: dict[str, Any], *, session: bool) -> None
     """
     os.setsid()
     os.chdir(root.WORK)
-    _limit_resources(held, limits, session=session)
     if held.uid is not None:
         os.setgroups([])
         os.setresgid(held.uid, held.uid, held.uid)
@@ -59,7 +85,6 @@ def confine(held: Confinement, limits: dict[str, Any], *, session: bool) -> None
     if held.uid is None:
         enter_user_namespace()  # where its processes are counted apart from the user's others
         syscalls.drop_capabilities()
-    resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"],) * 2)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     if held.landlock:
         landlock.restrict(held.landlock, ["/"], [root.SCRATCH, "/dev/null"], network=held.network)
@@ -76,18 +101,24 @@ def enter_user_namespace() -> None:
             file.write(text)
 
 
-def _limit_resources(held: Confinement, limits: dict[str, Any], *, session: bool) -> None:
+def limit_resources(limits: dict[str, Any], data_bytes: int, *, session: bool) -> None:
+    """Set the process's own limits, soft and hard, below what the slot watches and the cgroup counts."""
+    memory = 2 * limits["memory_bytes"] + data_bytes  # for one process, between two looks of the slot
     cpu_s = int(-(-limits["cpu_s"] // 1))
-    # The supervisor (or the cgroup) ends what uses too much; this bounds one process between its looks.
-    memory = 2 * limits["memory_bytes"] + held.data_bytes
     for name, soft, hard in (
-        ("DATA", memory, memory), ("FSIZE", limits["file_bytes"], limits["file_bytes"]),
-        ("NOFILE", OPEN_FILES, OPEN_FILES), ("CORE", 0, 0), ("STACK", 8 << 20, STACK_BYTES),
-        ("MEMLOCK", 64 << 10, 64 << 10), ("MSGQUEUE", 0, 0), ("SIGPENDING", 256, 256), ("RTPRIO", 0, 0),
+        ("NPROC", limits["processes"], limits["processes"]), ("DATA", memory, memory),
+        ("FSIZE", limits["file_bytes"], limits["file_bytes"]), ("NOFILE", OPEN_FILES, OPEN_FILES),
+        ("STACK", 8 << 20, STACK_BYTES), ("CORE", 0, 0), ("MEMLOCK", 1 << 16, 1 << 16), ("MSGQUEUE", 0, 0),
+        ("SIGPENDING", 256, 256), ("RTPRIO", 0, 0),
     ):
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}", -1), (soft, hard))
-    if not session:  # a session's budget is a step's, and only the supervisor knows where one begins
+        resource.setrlimit(RESOURCES[name], (soft, hard))
+    if not session:  # a session's budget is a cell's, and only the slot knows when one begins
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+
+
+# Python names all of them but two, whose numbers are Linux's on every architecture.
+RESOURCES = {name.removeprefix("RLIMIT_"): getattr(resource, name) for name in dir(resource)
+             if name.startswith("RLIMIT_")} | {"SIGPENDING": 11, "RTPRIO": 14}
 
 
 def write_files(files: dict[str, bytes]) -> None:
@@ -105,87 +136,6 @@ def run_program(argv: list[str]) -> NoReturn:
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
-        os.write(2, f"{argv[0]}: {error.strerror}\n".encode(errors="replace"))
+        with contextlib.suppress(OSError):
+            os.write(2, f"{argv[0]}: {error.strerror}\n".encode(errors="replace"))
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
-
-
-def run_source(source: bytes) -> NoReturn:
-    """Run Python source as `__main__`, and end as the interpreter would."""
-    main = _fresh_main()
-    code = _run(source, "main.py", main.__dict__)[0]
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # private, but what the interpreter itself calls
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def serve_cells() -> NoReturn:
-    """Run a session's cells in one namespace until the supervisor hangs up."""
-    namespace = _fresh_main().__dict__
-    with socket.socket(fileno=CHANNEL) as channel:
-        number = 0
-        while len(prefix := channel.recv(CELL.size, socket.MSG_WAITALL)) == CELL.size:
-            source = channel.recv(CELL.unpack(prefix)[0], socket.MSG_WAITALL)
-            number += 1
-            code, value = _run(source, f"<cell {number}>", namespace, want_value=True)
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):  # the cell closed or replaced it: its own loss
-                    stream.flush()
-            text = b"" if value is None else value.encode(errors="backslashreplace")
-            channel.sendall(ANSWER.pack(code, value is not None, len(text)) + text)
-    os._exit(0)
-
-
-def _fresh_main() -> types.ModuleType:
-    """Make the process look like an interpreter that just started: nothing of ours in reach by name."""
-    for name in [name for name in sys.modules if name == "zygote" or name.startswith("zygote.")]:
-        del sys.modules[name]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.enable()
-    main = types.ModuleType("__main__")
-    main.__dict__["__builtins__"] = builtins
-    sys.modules["__main__"] = main
-    sys.path.insert(0, root.WORK)
-    sys.argv = ["main.py"]
-    return main
-
-
-def _run(source: bytes, name: str, namespace: dict[str, Any],
-         want_value: bool = False) -> tuple[int, str | None]:
-    """Run source in a namespace; return the exit code, and the last expression's repr where wanted."""
-    try:
-        # A lone surrogate is no Python source: compile() says so, as it does for a file.
-        text = source.decode("utf-8", "surrogatepass")
-        linecache.cache[name] = (len(text), None, text.splitlines(True), name)
-        tree = ast.parse(text, name)
-        last = tree.body.pop() if want_value and tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, name, "exec", dont_inherit=True), namespace)
-        if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), namespace)
-            return 0, None if value is None else repr(value)
-    except SystemExit as stop:
-        return _exit_code(stop), None
-    except BaseException as error:
-        trace = error.__traceback__.tb_next if error.__traceback__ else None  # without this frame
-        if sys.excepthook is sys.__excepthook__:  # which reads source lines from files alone
-            traceback.print_exception(type(error), error.with_traceback(trace), trace)
-        else:
-            sys.excepthook(type(error), error, trace)
-        return 1, None
-    return 0, None
-
-
-def _exit_code(stop: SystemExit) -> int:
-    if stop.code is None or isinstance(stop.code, int):
-        return (stop.code or 0) & 0xFF
-    print(stop.code, file=sys.stderr)
-    return 1
-
-
-def report(error: BaseException, status: int) -> NoReturn:
-    """Tell the supervisor that the process never became a candidate."""
-    os.write(status, "".join(traceback.format_exception(error)).encode(errors="replace")[-4000:])
-    os._exit(1)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "turncredit-"
-OWN_USE = 32 << 20  # bytes left to the slot and its supervisor on top of the candidate's memory
-OWN_PROCESSES = 2  # the slot and its supervisor
+OWN_USE = 32 << 20  # bytes left to the slot itself on top of the candidate's memory
+OWN_PROCESSES = 1  # the slot
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,9 @@ class SlotCgroup:
     def __init__(self, pool: Pool, slot: int) -> None:
         self.counts_memory = "memory" in pool.folders
         self._files: dict[str, int] = {}
+        self._limits = (0, 0)
+        self._swap_is_apart = False  # v1 counts memory and swap together
+        self._before = self._kills = 0  # memory in use and kills when the present execution began
         for controller, (version, folder) in pool.folders.items():
             own = folder / str(slot)
             (own / "cgroup.procs").write_text("0")
@@ -186,7 +189,7 @@ class SlotCgroup:
                 self._open(own, key, name)
             if _machine_swaps() and (own / swap).exists():
                 self._open(own, "swap", swap)
-            self._swap_off = version == 2
+            self._swap_is_apart = version == 2
 
     def _open(self, folder: Path, key: str, name: str) -> None:
         path = folder / name
@@ -196,17 +199,20 @@ class SlotCgroup:
 
     def limit(self, memory_bytes: int, processes: int) -> None:
         """Set the limits of the next execution, and start its peak afresh where the kernel can."""
-        self._write("processes", processes + OWN_PROCESSES)
-        if not self.counts_memory:
-            return
-        if "swap" in self._files and not self._swap_off:
-            self._write("swap", -1)  # v1 limits memory and swap together, and never below memory
-        self._write("memory", memory_bytes + OWN_USE)
-        if "swap" in self._files:
-            self._write("swap", 0 if self._swap_off else memory_bytes + OWN_USE)
-        self._reset_peak()
-        self._before = self._number("use")
-        self._kills = self.out_of_memory_kills()
+        if (memory_bytes, processes) != self._limits:
+            self._limits = memory_bytes, processes
+            self._write("processes", processes + OWN_PROCESSES)
+            self._limit_memory(memory_bytes + OWN_USE)
+        if self.counts_memory:
+            self._reset_peak()
+            self._before = self._number("use")
+            self._kills = self.out_of_memory_kills()
+
+    def _limit_memory(self, limit: int) -> None:
+        if "swap" in self._files and not self._swap_is_apart:
+            self._write("swap", -1)  # it may never be below memory's own limit
+        self._write("memory", limit)
+        self._write("swap", 0 if self._swap_is_apart else limit)
 
     def _reset_peak(self) -> None:
         try:
@@ -216,10 +222,6 @@ class SlotCgroup:
 
     def ran_out_of_memory(self) -> bool:
         return self.counts_memory and self.out_of_memory_kills() > self._kills
-
-    def lost_to_memory(self) -> bool:
-        """Say whether this slot ever ran out of memory (a slot that did is not used again)."""
-        return self.counts_memory and self.out_of_memory_kills() > 0
 
     def out_of_memory_kills(self) -> int:
         for line in os.pread(self._files["events"], 4096, 0).splitlines():

@@ -1,26 +1,43 @@
-"""Files of the working folder, read and written from outside the candidate: no link is ever followed."""
+"""Files of the working folder, reached from outside the candidate: no link is ever followed."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator, Sequence
 
 from . import root, syscalls
 
 
-def read(path: str, most: int) -> bytes:
-    """Read a regular file below the working folder.
+def collect(paths: Sequence[str], budget: int, store: int) -> list[tuple[str, int]]:
+    """Copy those of `paths` that are regular files to a memory file, in order, while `budget` bytes last.
+
+    Returns:
+        The paths found, with their lengths.
+    """
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):  # asked for where it exists
+            length = copy(path, budget, store)
+            budget -= length
+            found.append((path, length))
+    return found
+
+
+def copy(path: str, most: int, store: int) -> int:
+    """Append a regular file below the working folder to a memory file, inside the kernel; return its length.
 
     Raises:
         OSError: there is none, a link leads to it, or it is not a regular file of at most `most` bytes.
     """
-    folder = os.open(root.WORK, os.O_PATH | os.O_DIRECTORY)
-    try:
-        with open(syscalls.open_beneath(folder, path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            _check(file.fileno(), most)
-            return file.read(most)
-    finally:
-        os.close(folder)
+    with _opened(path, os.O_RDONLY, most) as descriptor:
+        length = os.fstat(descriptor).st_size
+        done = 0
+        while done < length and (moved := os.sendfile(store, descriptor, done, length - done)):
+            done += moved
+        return done
 
 
 def write(path: str, data: bytes, owner: int | None) -> None:
@@ -30,50 +47,45 @@ def write(path: str, data: bytes, owner: int | None) -> None:
         OSError: something that is no regular file stands there, a link leads out, or no room is left.
     """
     *above, _ = path.split("/")
-    folder = os.open(root.WORK, os.O_PATH | os.O_DIRECTORY)
+    for depth, name in enumerate(above):
+        # One step at a time: mkdir itself would follow links in all but the last.
+        with _folder("/".join(above[:depth]) or ".") as folder, contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=folder)
+            if owner is not None:
+                os.chown(name, owner, owner, dir_fd=folder, follow_symlinks=False)
+    with _opened(path, os.O_WRONLY | os.O_CREAT, None) as descriptor:
+        if owner is not None:
+            os.fchown(descriptor, owner, owner)
+        os.ftruncate(descriptor, 0)
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left):]
+
+
+@contextlib.contextmanager
+def _folder(path: str) -> Iterator[int]:
+    work = os.open(root.WORK, os.O_PATH | os.O_DIRECTORY)
     try:
-        for depth in range(1, len(above) + 1):
-            inner = "/".join(above[:depth])
-            try:
-                # One step at a time: mkdir itself would follow links in all but the last.
-                outer = syscalls.open_beneath(folder, "/".join(above[:depth - 1]) or ".", os.O_PATH)
-                try:
-                    os.mkdir(above[depth - 1], dir_fd=outer)
-                finally:
-                    os.close(outer)
-            except FileExistsError:
-                continue
-            _give(syscalls.open_beneath(folder, inner, os.O_RDONLY | os.O_DIRECTORY), owner)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
-        with open(syscalls.open_beneath(folder, path, flags, 0o644), "wb") as file:
-            _check(file.fileno(), 0)
-            _give(os.dup(file.fileno()), owner)
-            file.write(data)
+        folder = syscalls.open_beneath(work, path, os.O_PATH | os.O_DIRECTORY)
+    finally:
+        os.close(work)
+    try:
+        yield folder
     finally:
         os.close(folder)
 
 
-def _give(descriptor: int, owner: int | None) -> None:
+@contextlib.contextmanager
+def _opened(path: str, flags: int, most: int | None) -> Iterator[int]:
+    mode = 0o644 if flags & os.O_CREAT else 0
+    with _folder(".") as work:
+        descriptor = syscalls.open_beneath(work, path, flags | os.O_NONBLOCK, mode)
     try:
-        if owner is not None:
-            os.fchown(descriptor, owner, owner)
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if most is not None and about.st_size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _check(descriptor: int, most: int) -> None:
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode) or about.st_size > most:
-        raise OSError(22, f"no regular file of at most {most} bytes")
-
-
-def collect(paths: list[str], budget: int) -> dict[str, bytes]:
-    """Read those of `paths` that are regular files, in order, while they fit in `budget` bytes together."""
-    found: dict[str, bytes] = {}
-    for path in paths:
-        try:
-            found[path] = read(path, budget)
-        except OSError:
-            continue  # asked for where it exists
-        budget -= len(found[path])
-    return found

@@ -1,101 +1,135 @@
-"""A session seen by its supervisor: one candidate that stays, and is asked again and again."""
+"""A session seen by its slot: one candidate that stays, and is asked again and again.
+
+A slot serves one session and ends with it, so what it reads here no later candidate is forked with.
+"""
 
 from __future__ import annotations
 
 import os
+import select
+import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import candidate, files, frames
-from .candidate import ANSWER, CELL
+from . import files, packets
 from .execution import ASKED, HUNG_UP, Execution
-from .streams import Output
-
-if TYPE_CHECKING:
-    from .supervisor import Slot
+from .interpreter import ANSWER, CELL
 
 IDLE_LOOK_S = 1.0  # between cells, where threads and daemons may go on within the last cell's limits
-EXITED = "exit"
+EXITED = "its interpreter ended"
+CHUNK = 1 << 16
 
 
-def serve(slot: Slot, execution: Execution) -> None:
-    """Run cells and carry files until the parent hangs up, or a limit or its own end stops it."""
-    execution.start(candidate.serve_cells, files={}, session=True)
-    execution.wait(lambda: not execution.starting)
-    if execution.status.kept:
-        slot.answer({"error": bytes(execution.status.kept).decode(errors="replace")})
-        return
-    slot.answer({"ready": True})
-    assert execution.channel is not None
-    sending = os.dup(execution.channel.fileno())
+def serve(execution: Execution, request: dict[str, Any], uid: int | None) -> None:
+    """Run cells and carry files until the parent hangs up, or a limit or the interpreter's own end comes."""
+    parent = execution.parent
+    channel, theirs = socket.socketpair()
+    channel.setblocking(False)
+    execution.go(request, [theirs.fileno()])
+    theirs.close()
+    execution.give_stdin(-1, 0, 0)
+    packets.send(parent, {"ready": True})
     ended: str | None = None
     while ended is None:
-        came = execution.wait(execution.over, look_every_s=IDLE_LOOK_S, listen=True)
+        came = execution.wait(execution.over, look_every_s=IDLE_LOOK_S, listen=True) or EXITED
         if came != ASKED:
-            ended = came or EXITED
-        elif (message := frames.read(slot.parent)) is None:
+            ended = came
+        elif (packet := packets.receive(parent)) is None:
             ended = HUNG_UP
-        elif message[0]["op"] == "cell":
-            ended = _cell(slot, execution, sending, message[0]["limits"], message[1][0])
         else:
-            _carry(slot, execution, *message)
+            header, (store,) = packet
+            blobs = packets.load(store, header["blobs"])
+            os.close(store)
+            if header["op"] == "cell":
+                ended = _cell(execution, channel, header["limits"], blobs[0])
+            else:
+                _carry(execution, header, blobs, uid)
     execution.end()
-    while ended != HUNG_UP and frames.read(slot.parent):
-        slot.answer({"ended": ended})
+    while ended != HUNG_UP and packets.receive(parent):
+        packets.send(parent, {"ended": ended})
 
 
-def _cell(slot: Slot, execution: Execution, sending: int, limits: dict[str, Any],
-          source: bytes) -> str | None:
+class Answer:
+    """What the interpreter says to a cell. The candidate can forge its own answers there, and no more."""
+
+    def __init__(self, channel: socket.socket, limit: int) -> None:
+        self.channel, self.limit = channel, limit
+        self.head = bytearray()
+        self.value = bytearray()  # its first `limit` bytes
+        self.seen = 0  # bytes of the value
+
+    def read(self) -> None:
+        try:
+            chunk = self.channel.recv(CHUNK)
+        except (BlockingIOError, ConnectionError):
+            return
+        missing = ANSWER.size - len(self.head)
+        self.head += chunk[:missing]
+        self.seen += len(chunk[missing:])
+        self.value += chunk[missing:][:max(0, self.limit - len(self.value))]
+
+    def complete(self) -> bool:
+        return len(self.head) == ANSWER.size and self.seen >= ANSWER.unpack(self.head)[2]
+
+
+def _cell(execution: Execution, channel: socket.socket, limits: dict[str, Any], source: bytes) -> str | None:
     """Run one cell and answer; return what ended the session with it, if anything."""
-    assert execution.channel is not None
-    receiving = execution.channel.fileno()
     execution.limits |= {name: limits[name] for name in ("wall_s", "cpu_s", "output_bytes")}
     execution.out.limit = execution.err.limit = limits["output_bytes"]
     execution.cpu_before += execution.usage().cpu_s
     execution.began = time.monotonic()
-    # The candidate can write here what it likes: it forges its own answers, no more.
-    answer = Output(receiving, limits["output_bytes"] + ANSWER.size)
+    answer = Answer(channel, limits["output_bytes"])
+    left = memoryview(CELL.pack(len(source)) + source)
 
-    def answered() -> bool:
-        kept = answer.kept
-        return len(kept) >= ANSWER.size and answer.seen >= ANSWER.size + ANSWER.unpack_from(kept)[2]
+    def move() -> None:
+        nonlocal left
+        answer.read()
+        if left:
+            try:
+                left = left[channel.send(left):]
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                left = left[:0]
+            if not left:
+                execution.watch(channel.fileno(), select.POLLIN, move)
 
-    execution.receive(answer)
-    execution.give(sending, CELL.pack(len(source)) + source, close=False)
-    cut = execution.wait(lambda: answered() or execution.over(), wall_s=limits["wall_s"])
-    if receiving in execution.ready:
-        execution.unwatch(receiving)
+    execution.watch(channel.fileno(), select.POLLIN | select.POLLOUT, move)
+    cut = execution.wait(lambda: answer.complete() or execution.over(), wall_s=limits["wall_s"])
+    execution.unwatch(channel.fileno())
     if cut == HUNG_UP:
         return HUNG_UP
+    ended = None if answer.complete() and not cut else cut or EXITED
     header: dict[str, object]
-    value, value_cut = b"", False
-    ended = None if answered() and not cut else cut or EXITED
     if ended:
         execution.end()
+        if why := execution.failure():
+            packets.send(execution.parent, {"ended": why})
+            return why
         header = {**execution.verdict(cut), "ended": ended, "value": False}
     else:
         execution.out.drain()
         execution.err.drain()
-        code, has_value, _ = ANSWER.unpack_from(answer.kept)
-        kept, value_cut = answer.take()
-        value = kept[ANSWER.size:]
-        usage = execution.usage()
-        execution.peak_bytes = max(execution.peak_bytes, usage.memory_bytes)
-        header = {"exit": code, "killed_by": None, "wall_s": time.monotonic() - execution.began,
-                  "cpu_s": usage.cpu_s, "peak_bytes": execution.cgroup.peak_bytes() or execution.peak_bytes,
-                  "value": has_value}
-    (out, out_cut), (err, err_cut) = execution.out.take(), execution.err.take()
-    slot.answer({**header, "cut": [out_cut, err_cut, value_cut], "files": []}, out, err, value)
+        code, has_value, length = ANSWER.unpack(answer.head)
+        header = {**execution.so_far(), "exit": code, "killed_by": None, "value": has_value,
+                  "value_cut": length > len(answer.value)}
+    store = packets.store([bytes(answer.value)])
+    execution.answer(header, store, [len(answer.value)])
+    os.close(store)
     return ended
 
 
-def _carry(slot: Slot, execution: Execution, header: dict[str, Any], blobs: list[bytes]) -> None:
+def _carry(execution: Execution, header: dict[str, Any], blobs: list[bytes], uid: int | None) -> None:
     """Write or read a file of the working folder; a refusal is the caller's OSError, and ends nothing."""
+    store = packets.store(())
     try:
+        length = 0
         if header["op"] == "write":
-            files.write(header["path"], blobs[0], slot.held.uid)
-            slot.answer({"done": True})
+            files.write(header["path"], blobs[0], uid)
         else:
-            slot.answer({"done": True}, files.read(header["path"], execution.limits["file_bytes"]))
+            length = files.copy(header["path"], execution.limits["file_bytes"], store)
+        packets.send(execution.parent, {"blobs": [[length]]}, [store] * bool(length))
     except OSError as error:
-        slot.answer({"refused": [error.errno, os.strerror(error.errno or 5)]})
+        packets.send(execution.parent, {"refused": [error.errno, os.strerror(error.errno or 5)]})
+    finally:
+        os.close(store)
