@@ -1,10 +1,10 @@
 """The Docker sandbox (extra `docker`): warm containers, each with a zygote as its PID 1.
 
-A container has no network, a read-only root, one small tmpfs, memory and process limits, no new privileges, and
-no capabilities but those by which PID 1 turns a fork of itself into a candidate with a user id of its own. It is
-reached over its own stdin and stdout (the engine's attach call): docker exec would start an interpreter a
-run, and its time-outs kill nothing. When the stream ends, as it does with this process, PID 1 ends, and the
-engine removes the container.
+A container has no network, a read-only root, one small tmpfs, memory and process limits, no new privileges,
+and no capabilities but those by which PID 1 turns a fork of itself into a candidate with a user id of its own.
+It is reached over its own stdin and stdout (the engine's attach call): docker exec would start an interpreter
+a run, and its time-outs kill nothing. When the stream ends, as it does with this process, PID 1 ends, and
+the engine removes the container.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import functools
 import io
-import json
 import os
 import socket
 import struct
@@ -25,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from turncredit.errors import MissingExtra, UserError
 from turncredit.sandboxes import image as images
-from turncredit.sandboxes.base import Limits, SandboxError
-from turncredit.sandboxes.local import PRELOAD
+from turncredit.sandboxes.base import KilledBy, Limits, SandboxError
+from turncredit.sandboxes.local import ENVIRONMENT, PRELOAD
 from turncredit.sandboxes.slots import SlotSandbox, check_limits
 from turncredit.sandboxes.warm import WarmPool, WarmSlot
 from turncredit.sandboxes.zygote import cgroups, container, frames, root
@@ -57,18 +56,14 @@ LABEL, OWNER = "turncredit.sandbox", "turncredit.owner"
 CHUNK = 1 << 18
 START_S = 60.0
 START_MEMORY = 1 << 30  # on top of the limits, until the zygote says what it uses
-ENVIRONMENT = {
-    "HOME": root.WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8", "USER": "sandbox", "PYTHONUTF8": "1",
-    "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
-    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-}
 STREAM = struct.Struct(">BxxxL")  # the engine's frame around what comes from a container: which stream, bytes
 STDOUT, STDERR = 1, 2
 
 
 async def open_sandbox(
-    *, image: str | None = None, packages: Sequence[str] = (), runtime: str | None = None, slots: int | None = None,
-    sessions: int = 64, preload: Sequence[str] = PRELOAD, limits: Limits | None = None, recycle_after: int = 1000,
+    *, image: str | None = None, packages: Sequence[str] = (), runtime: str | None = None,
+    slots: int | None = None, sessions: int = 64, preload: Sequence[str] = PRELOAD, limits: Limits | None = None,
+    recycle_after: int = 1000,
 ) -> DockerSandbox:
     """Open a Docker sandbox on the engine that the environment names (DOCKER_HOST), or the usual one.
 
@@ -105,7 +100,7 @@ async def open_sandbox(
         await sandbox.run("pass")
     except SandboxError as error:
         await sandbox.close()
-        raise UserError(f"the Docker engine can't run containers of image {name!r} as a sandbox: {error}") from error
+        raise UserError(f"the Docker engine can't run image {name!r} as a sandbox: {error}") from error
     except BaseException:
         await sandbox.close()
         raise
@@ -125,13 +120,14 @@ def connect() -> DockerClient:
         raise MissingExtra("docker", "docker") from None
     where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not where.startswith(("unix://", "tcp://", "http://")) or os.environ.get("DOCKER_TLS_VERIFY"):
-        raise UserError(f"DOCKER_HOST is {where!r}: the Docker sandbox reaches an engine over unix:// or plain tcp:// "
-                        "only (for another machine's, forward its socket with ssh -L)")
+        raise UserError(f"DOCKER_HOST is {where!r}: the Docker sandbox reaches an engine over unix:// or plain "
+                        "tcp:// only (another machine's through its socket, forwarded by ssh -L)")
     try:
         client = docker.from_env(timeout=START_S)
         client.ping()
     except docker.errors.DockerException as error:
-        raise UserError(f"no Docker engine answers at {where}: start one, or set DOCKER_HOST ({error})") from error
+        raise UserError(f"no Docker engine answers at {where}: start one, or set DOCKER_HOST to one that runs"
+                        ) from error
     return client
 
 
@@ -188,17 +184,18 @@ class Container(WarmSlot):
             async with asyncio.timeout(START_S):
                 reply = await started.exchange({"preload": list(preload), "network": limits.network}, [])
             if reply is None or "ready" not in reply[0]:
-                raise SandboxError(started._errors.decode(errors="replace").strip() or "its PID 1 ended at its start")
+                said = started._errors.decode(errors="replace").strip().splitlines()[-1:]
+                raise SandboxError(said[0] if said else "its PID 1 ended at its start")
             started.protections = reply[0]["ready"]
-            await asyncio.to_thread(started._limit_memory)
+            await asyncio.to_thread(started._limit_memory, reply[0]["memory_bytes"])
         except BaseException:
             await started.stop()
             raise
         return started
 
-    def _limit_memory(self) -> None:
+    def _limit_memory(self, own_bytes: int) -> None:
         """Lower the memory limit to the candidate's, on top of what the zygote uses without one."""
-        most = self.limits.memory_bytes + cgroups.OWN_USE + self.protections["memory_bytes"]
+        most = self.limits.memory_bytes + cgroups.OWN_USE + own_bytes
         self._client.api.update_container(self._name, mem_limit=most, memswap_limit=most)
 
     def alive(self) -> bool:
@@ -213,7 +210,7 @@ class Container(WarmSlot):
             return await self._receive()
         except (asyncio.IncompleteReadError, ConnectionError):
             memory = await asyncio.to_thread(self._ran_out_of_memory)
-            return ({"lost": True, "memory": True}, []) if memory else None
+            return ({"ended": KilledBy.MEMORY}, []) if memory else None
 
     async def _receive(self) -> frames.Message:
         answer = bytearray()
@@ -227,10 +224,7 @@ class Container(WarmSlot):
         return frames.unpack(bytes(answer))
 
     def _ran_out_of_memory(self) -> bool:
-        """Say whether want of memory ended the container: by PID 1's last words, or the engine's records."""
-        last = self._errors.splitlines()[-1:]
-        if last and last[0].startswith(b'{"lost"'):
-            return bool(json.loads(last[0])["memory"])
+        """Say whether the engine saw the container run out of memory."""
         with contextlib.suppress(*_engine_errors()):
             return any(self._client.events(
                 since=self._since, until=int(time.time()) + 1, decode=True,
@@ -247,18 +241,19 @@ def _start(client: DockerClient, image: str, limits: Limits, runtime: str | None
     """Create a container, attach to it, start it; return its name and the stream."""
     from docker.types import LogConfig
 
+    scratch = f"exec,size={limits.file_bytes},nr_inodes={limits.files + container.KEPT},mode=755"
+    memory = limits.memory_bytes + START_MEMORY
     options = client.api.create_host_config(
         auto_remove=True, network_mode="bridge" if limits.network else "none", ipc_mode="none", read_only=True,
-        tmpfs={root.SCRATCH: f"exec,size={limits.file_bytes},nr_inodes={limits.files + container.KEPT},mode=755"},
-        mem_limit=limits.memory_bytes + START_MEMORY, memswap_limit=limits.memory_bytes + START_MEMORY,
+        tmpfs={root.SCRATCH: scratch}, mem_limit=memory, memswap_limit=memory,
         pids_limit=limits.processes + cgroups.OWN_PROCESSES, cap_drop=["ALL"], cap_add=list(CAPABILITIES),
         security_opt=["no-new-privileges"], log_config=LogConfig(type="none"), runtime=runtime)
     name = None
     try:
         name = client.api.create_container(
-            image, [], entrypoint=["python3", "-s", "-B", "-c", BOOT], user="0:0", working_dir="/", hostname="sandbox",
-            stdin_open=True, environment=ENVIRONMENT, healthcheck={"test": ["NONE"]}, host_config=options,
-            labels={LABEL: "1", OWNER: owner()})["Id"]
+            image, [], entrypoint=["python3", "-s", "-B", "-c", BOOT], user="0:0", working_dir="/",
+            hostname="sandbox", stdin_open=True, environment=ENVIRONMENT, healthcheck={"test": ["NONE"]},
+            host_config=options, labels={LABEL: "1", OWNER: owner()})["Id"]
         attached = client.api.attach_socket(name, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         stream = socket.socket(fileno=os.dup(attached.fileno()))
         attached.close()

@@ -24,7 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from turncredit.errors import MissingExtra, UserError
 from turncredit.sandboxes import base
-from turncredit.sandboxes.base import Limits, Result, Sandbox, SandboxError, Session, check_path, check_request
+from turncredit.sandboxes.base import (
+    Limits,
+    Result,
+    Sandbox,
+    SandboxError,
+    Session,
+    check_path,
+    check_request,
+)
 from turncredit.sandboxes.local import MINIMUM, PRELOAD
 from turncredit.sandboxes.machine import RAISED, decoded
 from turncredit.sandboxes.slots import GRACE_S
@@ -38,10 +46,10 @@ BROKEN = ("2.38.0", "2.39.0")  # versions of e2b, first and last, that fail in e
 ARCHIVE = "turncredit.zip"  # in the home of the machine's root
 BOOT = f"""\
 exec python3 -s -B -c '
-import runpy, sys, tempfile, zipfile
+import os, runpy, sys, tempfile, zipfile
 if sys.version_info < (3, 11):
     sys.exit("the template has Python %d.%d, and 3.11 or later is needed" % sys.version_info[:2])
-folder = tempfile.mkdtemp(prefix="turncredit-")
+folder = tempfile.mkdtemp(prefix="turncredit-", dir=os.getcwd())
 zipfile.ZipFile("{ARCHIVE}").extractall(folder)
 sys.path[0] = folder
 runpy.run_module("turncredit.sandboxes.machine", run_name="__main__")
@@ -53,7 +61,8 @@ START_S = 60.0
 async def open_sandbox(
     *, template: str | None = None, api_key: str | None = None, api_url: str | None = None,
     sandbox_url: str | None = None, slots: int = 1, sessions: int = 20, preload: Sequence[str] = PRELOAD,
-    limits: Limits | None = None, minimum: Sequence[str] = MINIMUM, lifetime_s: int = 300, recycle_after: int = 1000,
+    limits: Limits | None = None, minimum: Sequence[str] = MINIMUM, lifetime_s: int = 300,
+    recycle_after: int = 1000,
 ) -> E2bSandbox:
     """Open a sandbox at E2B, or at a service that speaks its protocol.
 
@@ -92,8 +101,8 @@ async def open_sandbox(
         await sandbox.run("pass")
     except SandboxError as error:
         await sandbox.close()
-        raise UserError(f"no sandbox can be had at {api_url or os.environ.get('E2B_API_URL') or 'E2B'}: {error}"
-                        ) from error
+        where = api_url or os.environ.get("E2B_API_URL") or "E2B"
+        raise UserError(f"no sandbox can be had at {where}: {error}") from error
     except BaseException:
         await sandbox.close()
         raise

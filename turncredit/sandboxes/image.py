@@ -1,9 +1,9 @@
 """Images for the Docker sandbox: made of the running Python, or of another image.
 
 The first is for machines that reach no registry, and gives candidates the very Python that runs here: the
-interpreter with its standard library, the distributions asked for, a shell with the usual small programs, and
-the shared libraries that these need. All of it keeps the path that it has on this machine, so that nothing has
-to be relocated. About 115 MB, and six seconds, without further distributions.
+interpreter with its standard library, the distributions asked for, a shell with the usual small programs,
+and the shared libraries that these need. All of it keeps the path that it has on this machine, so that nothing
+has to be relocated. About 115 MB, and six seconds, without further distributions.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ rm -rf /tmp /var/tmp; mkdir -p /var; ln -s /sandbox/tmp /tmp; ln -s /sandbox/tmp
 """
 RECIPE = 1  # counted up when what goes into the image changes
 PROGRAMS = (
-    "awk", "base64", "basename", "bash", "cat", "chmod", "cp", "cut", "date", "dd", "diff", "dirname", "echo", "env",
-    "expr", "false", "find", "grep", "gzip", "head", "id", "kill", "ln", "ls", "mkdir", "mktemp", "mv", "nl",
-    "printf", "ps", "pwd", "rm", "rmdir", "sed", "seq", "sh", "sha256sum", "sleep", "sort", "stat", "tail", "tar",
-    "tee", "test", "touch", "tr", "true", "uname", "uniq", "wc", "xargs", "yes",
+    "awk", "base64", "basename", "bash", "cat", "chmod", "cp", "cut", "date", "dd", "diff", "dirname",
+    "echo", "env", "expr", "false", "find", "grep", "gzip", "head", "id", "kill", "ln", "ls", "mkdir",
+    "mktemp", "mv", "nl", "printf", "ps", "pwd", "rm", "rmdir", "sed", "seq", "sh", "sha256sum", "sleep",
+    "sort", "stat", "tail", "tar", "tee", "test", "touch", "tr", "true", "uname", "uniq", "wc", "xargs",
+    "yes",
 )
 # Parts of the standard library that candidates can't use there, or should not miss.
-LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3"}
-LOADER_CACHE = "/etc/ld.so.cache"
+LEFT_OUT = {
+    "site-packages", "dist-packages", "test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3",
+}
+LOADER_CACHE = Path("/etc/ld.so.cache")
 ETC = {
     "passwd": "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
@@ -73,8 +76,7 @@ def build_image(client: DockerClient, packages: Sequence[str] = (), *, rebuild: 
         except ImageNotFound:
             pass
     repository, tag = name.split(":")
-    python = os.path.dirname(interpreter())
-    changes = [f"ENV PATH={python}:/usr/local/bin:/usr/bin:/bin", f"LABEL turncredit.python={sys.version.split()[0]}"]
+    changes = [f"ENV PATH={interpreter().parent}:/usr/local/bin:/usr/bin:/bin"]
     with tempfile.TemporaryDirectory(prefix="turncredit-image-") as folder:
         archive = Path(folder) / "root.tar"
         write_archive(archive, wanted)
@@ -88,12 +90,12 @@ def prepare_image(client: DockerClient, name: str) -> str:
     Raises:
         UserError: there is no such image, or no Python 3.9 or later in it.
     """
-    from docker.errors import APIError, ContainerError, ImageNotFound
+    from docker.errors import APIError, ImageNotFound
 
     try:
         wanted = _find(client, name)
     except APIError as error:
-        raise UserError(f"image {name!r} is neither on the Docker engine nor can it be pulled ({error.explanation}): "
+        raise UserError(f"image {name!r} is not on the Docker engine and can't be pulled ({error.explanation}): "
                         "name another, or none to have one made of this Python") from error
     tag = f"{PREPARED}:{wanted.id.partition(':')[2][:24]}"
     try:
@@ -101,7 +103,8 @@ def prepare_image(client: DockerClient, name: str) -> str:
         return tag
     except ImageNotFound:
         pass
-    built = client.containers.create(wanted, entrypoint=["/bin/sh", "-ec", PREPARATION], user="0:0", network_mode="none")
+    built = client.containers.create(
+        wanted, entrypoint=["/bin/sh", "-ec", PREPARATION], user="0:0", network_mode="none")
     try:
         built.start()
         outcome = built.wait()
@@ -120,17 +123,18 @@ def _find(client: DockerClient, name: str) -> Any:
     try:
         return client.images.get(name)
     except ImageNotFound:
-        return client.images.pull(*name.rsplit(":", 1)) if ":" in name.rpartition("/")[2] else client.images.pull(name)
+        # Without a tag the SDK would pull all of them.
+        return client.images.pull(name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest")
 
 
-def interpreter() -> str:
+def interpreter() -> Path:
     """Return the path of the running Python's own executable, outside any virtual environment."""
-    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    return Path(getattr(sys, "_base_executable", sys.executable)).resolve()
 
 
 def image_name(wanted: Sequence[importlib.metadata.Distribution] = ()) -> str:
     """Return a name that changes whenever the image would."""
-    parts = [RECIPE, sys.version, interpreter(), *sorted(f"{each.name}=={each.version}" for each in wanted)]
+    parts = [RECIPE, sys.version, str(interpreter()), *sorted(f"{each.name}=={each.version}" for each in wanted)]
     version = ".".join(map(str, sys.version_info[:3]))
     return f"{REPOSITORY}:{version}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
@@ -145,13 +149,13 @@ def closure(packages: Iterable[str]) -> list[importlib.metadata.Distribution]:
     waiting = [Requirement(name) for name in packages]
     while waiting:
         wanted = waiting.pop()
-        if wanted.name.lower() in found or wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+        if wanted.name.lower() in found or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
             continue
         try:
             distribution = importlib.metadata.distribution(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"packages names {wanted.name!r}, which is not installed here: pip install {wanted.name}"
-                            ) from None
+            raise UserError(f"packages names {wanted.name!r}, which is not installed here: "
+                            f"pip install {wanted.name}") from None
         found[wanted.name.lower()] = distribution
         waiting += map(Requirement, distribution.requires or ())
     return list(found.values())
@@ -162,106 +166,87 @@ def write_archive(path: Path, wanted: Sequence[importlib.metadata.Distribution] 
     files = {**_standard_library(), **_distributions(wanted), **_programs()}
     files |= _libraries(list(files.values()))
     links = _root_links()
-    placed = {_resolved(name, links): source for name, source in files.items()}
+    placed = {_resolved(place, links): source for place, source in files.items()}
+    links |= {Path("/tmp"): Path("/sandbox/tmp"), Path("/var/tmp"): Path("/sandbox/tmp"),
+              Path("/usr/bin/python3"): interpreter()}
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
-        for name in ("/proc", "/sys", "/dev", "/sandbox", "/var"):
-            _add_folder(archive, name)
-        for name, source in sorted(placed.items()):
-            _add_file(archive, name, source)
+        for folder in ("proc", "sys", "dev", "sandbox", "var"):
+            archive.addfile(_entry(Path("/", folder), tarfile.DIRTYPE, mode=0o755))
+        for place, source in sorted(placed.items()):
+            # Everyone may read it, and run it where its owner may, whatever its mode is here.
+            about = source.stat()
+            entry = _entry(place, mode=0o755 if about.st_mode & 0o100 else 0o644, size=about.st_size)
+            entry.mtime = int(about.st_mtime)  # which the bytecode beside a source names
+            with source.open("rb") as file:
+                archive.addfile(entry, file)
         for name, text in ETC.items():
-            _add_text(archive, f"/etc/{name}", text)
-        links |= {"/tmp": "/sandbox/tmp", "/var/tmp": "/sandbox/tmp", "/usr/bin/python3": interpreter()}
-        for name, target in links.items():
-            if name not in placed:
-                _add_link(archive, name, target)
+            archive.addfile(_entry(Path("/etc", name), mode=0o644, size=len(text)), io.BytesIO(text.encode()))
+        for place, target in links.items():
+            if place not in placed:
+                entry = _entry(place, tarfile.SYMTYPE, mode=0o777)
+                entry.linkname = str(target)
+                archive.addfile(entry)
 
 
-def _standard_library() -> dict[str, str]:
-    """Map a path in the image to a file here: the executable and the standard library."""
+def _entry(place: Path, kind: bytes = tarfile.REGTYPE, *, mode: int, size: int = 0) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(str(place.relative_to("/")))
+    entry.type, entry.mode, entry.size = kind, mode, size
+    return entry
+
+
+def _standard_library() -> dict[Path, Path]:
+    """Map a place in the image to a file here: the executable and the standard library."""
     executable = interpreter()
-    files = {executable: executable}
-    for name in ("python", "python3"):
-        files[os.path.join(os.path.dirname(executable), name)] = executable
+    files = {executable.with_name(name): executable for name in (executable.name, "python", "python3")}
     for folder in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
         for above, below, names in os.walk(folder):
             below[:] = [name for name in below if name not in LEFT_OUT and not name.startswith("config-")]
-            files |= {os.path.join(above, name): os.path.join(above, name) for name in names}
+            files |= {Path(above, name): Path(above, name) for name in names}
     return files
 
 
-def _distributions(wanted: Sequence[importlib.metadata.Distribution]) -> dict[str, str]:
-    home = site.getsitepackages([sys.base_prefix])[0]
+def _distributions(wanted: Sequence[importlib.metadata.Distribution]) -> dict[Path, Path]:
+    home = Path(site.getsitepackages([sys.base_prefix])[0])
     files = {}
     for distribution in wanted:
         for file in distribution.files or ():
             source = Path(str(distribution.locate_file(file)))
             if ".." not in file.parts and source.is_file():
-                files[os.path.join(home, *file.parts)] = str(source)
+                files[home / file] = source
     return files
 
 
-def _programs() -> dict[str, str]:
+def _programs() -> dict[Path, Path]:
     found = ((name, shutil.which(name, path="/usr/bin:/bin:/usr/local/bin")) for name in PROGRAMS)
-    return {f"/usr/bin/{name}": path for name, path in found if path}
+    return {Path("/usr/bin", name): Path(path) for name, path in found if path}
 
 
-def _libraries(files: Sequence[str]) -> dict[str, str]:
+def _libraries(files: Sequence[Path]) -> dict[Path, Path]:
     """Return the shared libraries that the dynamic loader would load for these files here."""
-    known = {os.path.realpath(path) for path in files}  # a wheel's own libraries lie beside its modules
-    programs = sorted(path for path in known if _is_elf(path))
-    libraries: dict[str, str] = {}
+    known = {file.resolve() for file in files}  # a wheel's own libraries lie beside its modules
+    programs = sorted(str(file) for file in known if _is_elf(file))
+    libraries = {LOADER_CACHE} if LOADER_CACHE.exists() else set()
     for start in range(0, len(programs), 200):  # within the length of a command line
         listed = subprocess.run(["ldd", *programs[start:start + 200]], capture_output=True, text=True).stdout
         for line in listed.splitlines():
-            path = os.path.normpath(line.split("=>")[-1].split("(")[0].strip())
-            if path.startswith("/") and not path.endswith(":") and os.path.realpath(path) not in known:
-                libraries[path] = path
-    if os.path.exists(LOADER_CACHE):
-        libraries[LOADER_CACHE] = LOADER_CACHE
-    return libraries
+            name = line.split("=>")[-1].split("(")[0].strip()
+            if name.startswith("/") and not name.endswith(":") and Path(name).resolve() not in known:
+                libraries.add(Path(os.path.normpath(name)))
+    return {library: library for library in libraries}
 
 
-def _is_elf(path: str) -> bool:
-    with open(path, "rb") as file:
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as file:
         return file.read(4) == b"\x7fELF"
 
 
-def _root_links() -> dict[str, str]:
+def _root_links() -> dict[Path, Path]:
     """Return the links by which distributions join /bin and /lib to /usr, as they are here."""
-    names = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-    links = {name: os.readlink(name) for name in names if os.path.islink(name)}
-    return {**links, "/bin": links.get("/bin", "usr/bin")}
+    names = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+    links = {Path("/", name): Path("/", name).readlink() for name in names if Path("/", name).is_symlink()}
+    return {Path("/bin"): Path("usr/bin"), **links}
 
 
-def _resolved(path: str, links: dict[str, str]) -> str:
-    first = "/" + path.split("/")[1]
-    return path.replace(first, "/" + links[first].lstrip("/"), 1) if first in links else path
-
-
-def _add_file(archive: tarfile.TarFile, name: str, source: str) -> None:
-    """Add a file that everyone may read (and run, where its owner may), whatever its mode is here."""
-    with open(source, "rb") as file:
-        entry = archive.gettarinfo(arcname=name.lstrip("/"), fileobj=file)
-        entry.type, entry.linkname, entry.size = tarfile.REGTYPE, "", os.fstat(file.fileno()).st_size
-        entry.mode = 0o755 if entry.mode & 0o111 else 0o644
-        entry.uid = entry.gid = 0
-        entry.uname = entry.gname = "root"
-        archive.addfile(entry, file)
-
-
-def _add_folder(archive: tarfile.TarFile, name: str) -> None:
-    entry = tarfile.TarInfo(name.lstrip("/"))
-    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-    archive.addfile(entry)
-
-
-def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
-    entry = tarfile.TarInfo(name.lstrip("/"))
-    entry.size, entry.mode = len(text), 0o644
-    archive.addfile(entry, io.BytesIO(text.encode()))
-
-
-def _add_link(archive: tarfile.TarFile, name: str, target: str) -> None:
-    entry = tarfile.TarInfo(name.lstrip("/"))
-    entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, target, 0o777
-    archive.addfile(entry)
+def _resolved(place: Path, links: dict[Path, Path]) -> Path:
+    first = Path("/", place.parts[1])
+    return Path("/") / links[first] / place.relative_to(first) if first in links else place

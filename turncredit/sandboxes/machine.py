@@ -21,6 +21,7 @@ from turncredit.sandboxes.zygote import frames
 
 LIMIT = 1 << 20  # bytes that asyncio holds of what is not read yet
 RAISED: dict[str, type[Exception]] = {"UserError": UserError, "SandboxError": SandboxError, "OSError": OSError}
+Answer = tuple[Mapping[str, object], list[bytes]]
 FIELDS = ("exit", "killed_by", "wall_s", "cpu_s", "peak_bytes", "truncated")
 
 
@@ -56,29 +57,30 @@ class Calls:
         self.sandbox = sandbox
         self.opened: Session
 
-    async def run(self, header: dict[str, Any], blobs: list[bytes]) -> tuple[Mapping[str, object], list[bytes]]:
+    async def run(self, header: dict[str, Any], blobs: list[bytes]) -> Answer:
         code, stdin, *contents = blobs
         return encoded(await self.sandbox.run(
-            None if header["argv"] else code.decode("utf-8", "surrogatepass"), argv=header["argv"], stdin=stdin,
-            files=dict(zip(header["files"], contents)), collect=header["collect"], limits=Limits(**header["limits"])))
+            None if header["argv"] else code.decode("utf-8", "surrogatepass"), argv=header["argv"],
+            stdin=stdin, files=dict(zip(header["files"], contents)), collect=header["collect"],
+            limits=Limits(**header["limits"])))
 
-    async def session(self, header: dict[str, Any], blobs: list[bytes]) -> tuple[Mapping[str, object], list[bytes]]:
+    async def session(self, header: dict[str, Any], blobs: list[bytes]) -> Answer:
         self.opened = await self.sandbox.session(limits=Limits(**header["limits"]))
         return {}, []
 
-    async def cell(self, header: dict[str, Any], blobs: list[bytes]) -> tuple[Mapping[str, object], list[bytes]]:
+    async def cell(self, header: dict[str, Any], blobs: list[bytes]) -> Answer:
         code = blobs[0].decode("utf-8", "surrogatepass")
         return encoded(await self.opened.run(code, limits=Limits(**header["limits"])))
 
-    async def write(self, header: dict[str, Any], blobs: list[bytes]) -> tuple[Mapping[str, object], list[bytes]]:
+    async def write(self, header: dict[str, Any], blobs: list[bytes]) -> Answer:
         await self.opened.write_file(header["path"], blobs[0])
         return {}, []
 
-    async def read(self, header: dict[str, Any], blobs: list[bytes]) -> tuple[Mapping[str, object], list[bytes]]:
+    async def read(self, header: dict[str, Any], blobs: list[bytes]) -> Answer:
         return {}, [await self.opened.read_file(header["path"])]
 
 
-def encoded(result: Result) -> tuple[Mapping[str, object], list[bytes]]:
+def encoded(result: Result) -> Answer:
     """Return a result as a message."""
     texts = [result.stdout, result.stderr, result.value or ""]
     header = {name: getattr(result, name) for name in FIELDS}

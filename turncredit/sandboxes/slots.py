@@ -1,8 +1,7 @@
 """The sandbox and its sessions on top of a pool of slots, whatever a slot is.
 
-A slot is a place that carries out one request after the other: a fork of a local zygote, a Docker container,
-a virtual machine at E2B. Requests and answers are messages of zygote/frames.py; in the slot,
-zygote/supervisor.py reads the one and writes the other.
+A slot is a place that carries out one request after the other: a fork of a local zygote, or a Docker
+container. In both, zygote/slot.py takes the requests and gives the answers.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from turncredit.errors import UserError
@@ -27,9 +27,10 @@ from turncredit.sandboxes.base import (
     check_path,
     check_request,
 )
-from turncredit.sandboxes.zygote import frames
 
-GRACE_S = 10.0  # beyond the wall time, for the answer of a supervisor on a machine that is busy
+Message = tuple[dict[str, Any], list[bytes]]  # a header, and the byte strings that go with it
+
+GRACE_S = 10.0  # beyond the wall time, for the answer of a slot on a machine that is busy
 LEAST_MEMORY = 4 * MIB
 
 
@@ -37,8 +38,11 @@ class Slot(ABC):
     """A place that carries out requests, one at a time."""
 
     @abstractmethod
-    async def exchange(self, header: Mapping[str, object], blobs: Sequence[bytes]) -> frames.Message | None:
-        """Send a request and wait for its answer; None where the slot died."""
+    async def exchange(self, header: Mapping[str, object], blobs: Sequence[bytes]) -> Message | None:
+        """Send a request and wait for its answer; None where the slot died.
+
+        Where memory is known to be what it died of, the answer is the header {"ended": "memory"}.
+        """
 
 
 Place = TypeVar("Place", bound=Slot)
@@ -116,32 +120,29 @@ class SlotSandbox(Sandbox, Generic[Place]):
         files = files or {}
         check_request(code, argv, files, collect, limits)
         source = b"" if code is None else code.encode("utf-8", "surrogatepass")
-        header = {"op": "run", "limits": dataclasses.asdict(limits), "argv": argv and list(argv),
-                  "files": list(files), "collect": list(collect)}
-        blobs = [source, stdin, *files.values()]
+        header = {"op": "run", "limits": dataclasses.asdict(limits), "collect": list(collect)}
+        blobs = [source, stdin, _joined(argv or ()), _joined(files), *files.values()]
         for _ in range(1 if limits.network else 2):  # it had no effect outside, so a lost one may run again
             reply = await self._ask(header, blobs, limits)
             if reply is None:
                 continue
             answer, parts = reply
-            if answer.get("memory"):  # even the supervisor found none
+            if answer.get("ended"):  # even the slot found none
                 return Result("", "", None, KilledBy.MEMORY, limits.wall_s, 0.0, limits.memory_bytes, False)
             return _result(answer, parts, limits)
         raise SandboxError("the slot died during the execution" + ("" if limits.network else ", twice"))
 
     async def _ask(self, header: Mapping[str, object], blobs: Sequence[bytes],
-                   limits: Limits) -> frames.Message | None:
+                   limits: Limits) -> Message | None:
         """Have one slot carry out a request; None where the slot was lost."""
         slot = await self.pool.take(limits)
         sound, overdue = False, False
         try:
             async with asyncio.timeout(limits.wall_s + GRACE_S):
                 reply = await slot.exchange(header, blobs)
-            if reply is None or (reply[0].get("lost") and not reply[0]["memory"]):
-                return None
-            if "error" in reply[0]:
+            if reply and "error" in reply[0]:
                 raise SandboxError(reply[0]["error"])
-            sound = not reply[0].get("lost") and reply[0]["killed_by"] in (None, KilledBy.SIGNAL)
+            sound = reply is not None and reply[0].get("killed_by", KilledBy.MEMORY) in (None, KilledBy.SIGNAL)
             return reply
         except TimeoutError:
             overdue = True
@@ -205,11 +206,13 @@ class SlotSession(Session, Generic[Place]):
         header = {"op": "cell", "limits": dataclasses.asdict(limits)}
         source = code.encode("utf-8", "surrogatepass")
         answer, parts = await self._ask(header, [source], limits.wall_s + GRACE_S)
-        result = _result(answer, parts[:2], limits)
-        value = as_text(parts[2], limits.output_bytes, cut=answer["cut"][2])[0] if answer["value"] else None
+        result = _result(answer, parts, limits)
         if "ended" in answer:
-            await self._end(result.killed_by or "its interpreter ended")
-        return dataclasses.replace(result, value=value, truncated=any(answer["cut"]))
+            await self._end(answer["ended"])
+            return result
+        value, value_cut = as_text(parts[2], limits.output_bytes, cut=answer["value_cut"])
+        return dataclasses.replace(result, value=value if answer["value"] else None,
+                                   truncated=result.truncated or value_cut)
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Session.write_file`."""
@@ -228,7 +231,7 @@ class SlotSession(Session, Generic[Place]):
         return parts
 
     async def _ask(self, header: Mapping[str, object], blobs: Sequence[bytes],
-                   patience_s: float) -> frames.Message:
+                   patience_s: float) -> Message:
         async with self._turn:
             if self._ended:
                 raise SandboxError(f"the session has ended: {self._ended}")
@@ -238,9 +241,8 @@ class SlotSession(Session, Generic[Place]):
             except BaseException:  # an answer may still be on its way: nobody could tell whose it is
                 await self._end("a request was broken off", kill=True)
                 raise
-            if reply is None or "error" in reply[0] or reply[0].get("lost") or set(reply[0]) == {"ended"}:
-                about = reply[0] if reply else {}
-                reason = about.get("error") or about.get("ended") or "its supervisor died"
+            if reply is None or set(reply[0]) == {"ended"}:
+                reason = reply[0]["ended"] if reply else "its slot died"
                 await self._end(reason)
                 raise SandboxError(f"the session has ended: {reason}")
             return reply
@@ -256,11 +258,15 @@ class SlotSession(Session, Generic[Place]):
         await self._end("it was closed")
 
 
+def _joined(words: Iterable[str]) -> bytes:
+    return b"\0".join(map(os.fsencode, words))
+
+
 def _result(answer: Mapping[str, Any], parts: Sequence[bytes], limits: Limits) -> Result:
-    out_cut, err_cut = answer["cut"][:2]
+    out_cut, err_cut = answer["cut"]
     return Result(
         stdout=as_text(parts[0], limits.output_bytes, cut=out_cut)[0],
         stderr=as_text(parts[1], limits.output_bytes, cut=err_cut)[0],
         exit=answer["exit"], killed_by=KilledBy(answer["killed_by"]) if answer["killed_by"] else None,
         wall_s=answer["wall_s"], cpu_s=answer["cpu_s"], peak_bytes=answer["peak_bytes"],
-        truncated=bool(out_cut or err_cut), files=dict(zip(answer["files"], parts[2:])))
+        truncated=bool(out_cut or err_cut), files=dict(zip(answer.get("files", ()), parts[2:])))

@@ -51,8 +51,8 @@ class WarmPool(Pool[Warm]):
         recycle_after: executions after which a slot is replaced.
     """
 
-    def __init__(self, start: Callable[[Limits], Awaitable[Warm]], shape: Callable[[Limits], object], *, size: int,
-                 recycle_after: int) -> None:
+    def __init__(self, start: Callable[[Limits], Awaitable[Warm]], shape: Callable[[Limits], object], *,
+                 size: int, recycle_after: int) -> None:
         self.size, self.recycle_after = size, recycle_after
         self.closed = False
         self._start, self._shape = start, shape
