@@ -107,11 +107,11 @@ def prepare_image(client: DockerClient, name: str) -> str:
         wanted, entrypoint=["/bin/sh", "-ec", PREPARATION], user="0:0", network_mode="none")
     try:
         built.start()
-        outcome = built.wait()
-        if outcome["StatusCode"]:
-            said = built.logs().decode(errors="replace").strip()
-            raise UserError(f"image {name!r} has no Python 3.9 or later as python3 ({said}): name another")
+        if built.wait()["StatusCode"]:
+            raise UserError(f"image {name!r} has no Python 3.9 or later with ctypes as python3: name another")
         built.commit(*tag.split(":"))
+    except APIError as error:
+        raise UserError(f"image {name!r} has no shell and no Python ({error.explanation}): name another") from error
     finally:
         built.remove(force=True)
     return tag
