@@ -181,7 +181,7 @@ class Pool(slots.Pool[Slot]):
 
     async def _sound(self, limits: Limits) -> Slot:
         while fitting := [slot for slot in self._idle if slot.network == limits.network]:
-            slot = fitting[-1]
+            slot = fitting[0]  # the one that had the most time to fork its next candidate
             self._idle.remove(slot)
             if slot.alive() and (slot.ready or await self._greeted(slot)):
                 return slot

@@ -103,8 +103,17 @@ def _zygote(control: socket.socket, config: dict[str, Any], pool: cgroups.Pool, 
         "privileged": privileged, "landlock": settings.landlock, "seccomp": seccomp.supported(),
         "cgroups": {name: version for name, (version, _) in pool.folders.items()},
     }})
+    # Candidates find nothing of ours by name. It is kept, since a module's death would touch all it holds.
+    ours = [sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "zygote"]
     gc.collect()
     gc.freeze()  # forks share what the collector never touches
+    _fork_slots(control, settings, pool)
+    ours.clear()
+    os._exit(0)
+
+
+def _fork_slots(control: socket.socket, settings: slot.Settings, pool: cgroups.Pool) -> None:
+    """Fork and kill slots as told, until the control socket's end."""
     home = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     slots: dict[int, int] = {}  # process id -> the slot's number
     while True:
@@ -112,15 +121,16 @@ def _zygote(control: socket.socket, config: dict[str, Any], pool: cgroups.Pool, 
         if readable:
             packet, descriptors, _, _ = socket.recv_fds(control, PACKET, 1)
             if not packet:
-                os._exit(0)
+                return
             message = json.loads(packet)
             if "kill" in message:
                 for process in [process for process, number in slots.items() if number == message["kill"]]:
                     os.kill(process, signal.SIGKILL)
             else:
-                syscalls.unshare(syscalls.CLONE_NEWPID)
-                slots[_spawn(settings, pool, message, control, descriptors[0])] = message["spawn"]
+                syscalls.unshare(syscalls.CLONE_NEWPID)  # the slot will be its PID 1
+                process = _spawn(settings, pool, message, control, descriptors[0])
                 syscalls.setns(home, syscalls.CLONE_NEWPID)  # or the next unshare would be refused
+                slots[process] = message["spawn"]
         while slots and (ended := os.waitpid(-1, os.WNOHANG)[0]):
             if ended in slots:
                 pool.remove(slots.pop(ended))

@@ -80,8 +80,7 @@ def confine(held: Confinement) -> None:
         os.setresgid(held.uid, held.uid, held.uid)
         os.setresuid(held.uid, held.uid, held.uid)  # from 0 to another: the kernel drops all capabilities
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # else its own /proc/self would be closed to it
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    syscalls.write_file("/proc/self/oom_score_adj", "1000")  # the kernel takes it before the slot
     if held.uid is None:
         enter_user_namespace()  # where its processes are counted apart from the user's others
         syscalls.drop_capabilities()
@@ -97,8 +96,7 @@ def enter_user_namespace() -> None:
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid or 1000} {uid} 1"),
                        ("gid_map", f"{gid or 1000} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+        syscalls.write_file(f"/proc/self/{name}", text)
 
 
 def limit_resources(limits: dict[str, Any], data_bytes: int, *, session: bool) -> None:

@@ -14,6 +14,7 @@ import resource
 import secrets
 import signal
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def main() -> None:
     with contextlib.suppress(FileExistsError):
         os.symlink(root.SHARED, SHARED_MEMORY)
     cgroup, uid = Cgroup(), own_uid()
+    ours = [sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "zygote"]
     gc.collect()
     gc.freeze()  # forks share what the collector never touches
     held = candidate.Confinement(
@@ -81,6 +83,7 @@ def main() -> None:
     protections: dict[str, Any] = {"landlock": held.landlock, "counts_memory": cgroup.counts_memory}
     parent.send({"ready": protections, "memory_bytes": held.data_bytes})
     slot.serve_requests(held, cgroup, parent, Scratch(uid))
+    ours.clear()  # held until here: a module's death takes away what its functions use
 
 
 def own_uid() -> int:

@@ -52,9 +52,7 @@ def serve_cells(folder: str) -> NoReturn:
 
 
 def _fresh_main(folder: str) -> types.ModuleType:
-    """Make the process look like an interpreter that just started: nothing of ours in reach by name."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "zygote"]:
-        del sys.modules[name]
+    """Make the process look like an interpreter that just started."""
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main

@@ -123,5 +123,4 @@ def _run(execution: Execution, request: dict[str, Any], store: int) -> str | Non
 
 def writable_bytes() -> int:
     """Return this process's writable private memory, which RLIMIT_DATA counts in every fork of it."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[5]) * PAGE
+    return int(syscalls.read_file("/proc/self/statm").split()[5]) * PAGE

@@ -39,6 +39,24 @@ def _check(result: int, what: str) -> int:
     return result
 
 
+def write_file(path: str, text: str) -> None:
+    """Write to a file of /proc in one call: after a fork, what a file object touches is copied."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: str) -> bytes:
+    """Read a small file of /proc in one call."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 1 << 14)
+    finally:
+        os.close(descriptor)
+
+
 def unshare(flags: int) -> None:
     _check(LIBC.unshare(flags), f"unshare({flags:#x})")
 

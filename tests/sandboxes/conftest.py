@@ -1,0 +1,113 @@
+"""A sandbox of every home, opened once and driven from plain test functions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.sandboxes import e2b_service
+from turncredit.errors import MissingExtra, UserError
+from turncredit.sandboxes import Limits, Result, Sandbox, Session
+from turncredit.sandboxes.docker import connect as connect_docker
+from turncredit.sandboxes.e2b import check_sdk
+
+# home -> settings. Every home passes test_behaviour.py; those whose walls are ours, test_attacks.py too.
+HOMES: dict[str, dict[str, Any]] = {
+    "local": {"slots": 2, "sessions": 4},
+    "docker": {"slots": 2, "sessions": 4},
+    "e2b": {"slots": 2, "sessions": 4, "api_key": e2b_service.API_KEY},
+}
+WALLED = ["local", "docker"]
+
+LIMITS = Limits(wall_s=10, cpu_s=5, memory_bytes=128 << 20, processes=16, output_bytes=20_000,
+                file_bytes=4 << 20, files=64)
+
+
+class Driven:
+    """A sandbox whose calls wait for their end."""
+
+    def __init__(self, runner: asyncio.Runner, home: str, sandbox: Sandbox) -> None:
+        self.runner, self.home, self.sandbox = runner, home, sandbox
+        self.limits = LIMITS
+
+    def run(self, code: str | None = None, **arguments: Any) -> Result:
+        return self.runner.run(self.sandbox.run(code, **arguments))
+
+    @contextmanager
+    def session(self, limits: Limits | None = None) -> Iterator[DrivenSession]:
+        session = self.runner.run(self.sandbox.session(limits=limits))
+        try:
+            yield DrivenSession(self.runner, session)
+        finally:
+            self.runner.run(session.close())
+
+
+class DrivenSession:
+    """A session whose calls wait for their end."""
+
+    def __init__(self, runner: asyncio.Runner, session: Session) -> None:
+        self.runner, self.session = runner, session
+
+    def run(self, code: str, **arguments: Any) -> Result:
+        return self.runner.run(self.session.run(code, **arguments))
+
+    def write_file(self, path: str, data: bytes) -> None:
+        self.runner.run(self.session.write_file(path, data))
+
+    def read_file(self, path: str) -> bytes:
+        return self.runner.run(self.session.read_file(path))
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def opened(runner: asyncio.Runner) -> Iterator[dict[str, Driven]]:
+    """The sandboxes that were asked for so far."""
+    sandboxes: dict[str, Driven] = {}
+    yield sandboxes
+    for driven in sandboxes.values():
+        runner.run(driven.sandbox.close())
+
+
+@pytest.fixture(scope="session")
+def e2b() -> Iterator[e2b_service.Service]:
+    """A service of E2B's protocol on this machine."""
+    service = e2b_service.Service()
+    yield service
+    service.close()
+
+
+def _open(request: pytest.FixtureRequest, runner: asyncio.Runner, opened: dict[str, Driven]) -> Driven:
+    home = request.param
+    if home not in opened:
+        settings = dict(HOMES[home])
+        try:
+            if home == "docker":
+                connect_docker().close()
+            elif home == "e2b":
+                check_sdk()
+                settings["api_url"] = settings["sandbox_url"] = request.getfixturevalue("e2b").url
+        except (MissingExtra, UserError) as error:
+            pytest.skip(str(error))
+        opened[home] = Driven(runner, home, runner.run(Sandbox.open(home, limits=LIMITS, **settings)))
+    return opened[home]
+
+
+@pytest.fixture(params=HOMES)
+def sandbox(request: pytest.FixtureRequest, runner: asyncio.Runner, opened: dict[str, Driven]) -> Driven:
+    """A sandbox of each home that can be had here."""
+    return _open(request, runner, opened)
+
+
+@pytest.fixture(params=WALLED)
+def walled(request: pytest.FixtureRequest, runner: asyncio.Runner, opened: dict[str, Driven]) -> Driven:
+    """A sandbox of each home that this package builds the walls of, and that can be had here."""
+    return _open(request, runner, opened)
