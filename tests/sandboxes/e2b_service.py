@@ -22,6 +22,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -57,16 +58,18 @@ class Machine:
 
 
 class Service(ThreadingHTTPServer):
-    """The service, at `url`. Closing it kills every sandbox."""
+    """The service; `settings` is what the SDK needs to know of it. Closing it kills every sandbox."""
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Request)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        url = f"http://127.0.0.1:{self.server_port}"
+        self.settings = {"api_key": API_KEY, "api_url": url, "sandbox_url": url}
         self.machines: dict[str, Machine] = {}
         self.made: list[dict[str, Any]] = []  # the bodies of the requests for sandboxes
+        self.path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where machines find programs
         self.silent = False  # what a sandbox's processes say no longer arrives, as when a network fails
         self._lock = threading.Lock()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -75,6 +78,7 @@ class Service(ThreadingHTTPServer):
     def make(self, body: dict[str, Any]) -> tuple[str, Machine]:
         name = "i" + secrets.token_hex(9)
         folder = Path(tempfile.mkdtemp(prefix="turncredit-e2b-"))
+        (folder / ".profile").write_text(f"PATH={self.path}\n")  # the SDK runs commands in a login shell
         machine = Machine(folder, body["templateID"], body.get("allow_internet_access", True),
                           time.monotonic() + body.get("timeout", 15))
         with self._lock:
@@ -224,7 +228,7 @@ class Request(BaseHTTPRequestHandler):
         wanted = message["process"]
         process = subprocess.Popen(
             [wanted["cmd"], *wanted.get("args", [])], cwd=wanted.get("cwd") or machine.folder,
-            env={"PATH": os.environ["PATH"], "HOME": str(machine.folder), **wanted.get("envs", {})},
+            env={"HOME": str(machine.folder), **wanted.get("envs", {})},
             stdin=subprocess.PIPE if message.get("stdin") else subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, start_new_session=True)
         machine.processes[process.pid] = process

@@ -56,6 +56,7 @@ runpy.run_module("turncredit.sandboxes.machine", run_name="__main__")
 '"""
 PIECE = 1 << 18  # bytes of input a request
 START_S = 60.0
+LEAST_LIFETIME_S = 30
 
 
 async def open_sandbox(
@@ -85,8 +86,8 @@ async def open_sandbox(
     for name, count in (("slots", slots), ("sessions", sessions), ("recycle_after", recycle_after)):
         if count < 1:
             raise UserError(f"{name} is {count}: it must be at least 1")
-    if lifetime_s < 30:
-        raise UserError(f"lifetime_s is {lifetime_s}: it must be at least 30")
+    if lifetime_s < LEAST_LIFETIME_S:
+        raise UserError(f"lifetime_s is {lifetime_s}: it must be at least {LEAST_LIFETIME_S}")
     check_sdk()
     if not (api_key or os.environ.get("E2B_API_KEY")):
         raise UserError("the E2B sandbox needs a key: set E2B_API_KEY in the environment")
