@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("docker", reason="the extra `docker` is not installed")
 
 from turncredit.errors import MissingExtra, UserError
-from turncredit.sandboxes import KilledBy, Limits, Sandbox, docker, image
+from turncredit.sandboxes import KilledBy, Limits, Result, Sandbox, docker, image
 from turncredit.sandboxes.base import MIB
 
 
@@ -43,6 +43,12 @@ def sandbox(engine: Any, runner: asyncio.Runner) -> Iterator[docker.DockerSandbo
     opened = runner.run(docker.open_sandbox(slots=1))
     yield opened
     runner.run(opened.close())
+
+
+@pytest.fixture
+def run(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> Callable[..., Result]:
+    """Run code in the sandbox, and wait for its end."""
+    return lambda *arguments, **settings: runner.run(sandbox.run(*arguments, **settings))
 
 
 def containers(engine: Any) -> list[Any]:
@@ -81,21 +87,23 @@ def test_bad_settings_are_one_sentence(engine: Any, settings: dict[str, Any], sa
         asyncio.run(docker.open_sandbox(**settings))
 
 
-def test_containers_are_closed_in(engine: Any, sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
-    runner.run(sandbox.run("pass"))
+def test_containers_are_closed_in(
+        engine: Any, sandbox: docker.DockerSandbox, run: Callable[..., Result]) -> None:
+    run("pass")
     (container,) = containers(engine)
     host = container.attrs["HostConfig"]
     assert host["NetworkMode"] == "none" and host["IpcMode"] == "none"
     assert host["ReadonlyRootfs"] and not host["Privileged"] and not host["Binds"]
     assert host["CapDrop"] == ["ALL"] and set(host["CapAdd"]) == set(docker.CAPABILITIES)
     assert "no-new-privileges" in host["SecurityOpt"]
-    assert sandbox.limits.memory_bytes <= host["Memory"] == host["MemorySwap"] < 2 * sandbox.limits.memory_bytes
-    assert host["PidsLimit"] == sandbox.limits.processes + 1
+    limits = sandbox.limits
+    assert limits.memory_bytes <= host["Memory"] == host["MemorySwap"] < limits.memory_bytes + 64 * MIB
+    assert host["PidsLimit"] == limits.processes + 1
     assert host["LogConfig"]["Type"] == "none" and host["AutoRemove"]
 
 
-def test_a_candidate_has_no_rights(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
-    status = runner.run(sandbox.run("print(open('/proc/self/status').read())")).stdout
+def test_a_candidate_has_no_rights(run: Callable[..., Result]) -> None:
+    status = run("print(open('/proc/self/status').read())").stdout
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert set(fields["Uid"].split()) & {"0"} == set() and fields["Groups"].strip() == ""
     assert {int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
@@ -107,12 +115,12 @@ def test_a_candidate_has_no_rights(sandbox: docker.DockerSandbox, runner: asynci
     "os.kill(1, 0)", "os.setuid(0)", "open('/dev/x', 'w')", "open('/x', 'w')", "os.listdir('/proc/1/fd')",
     "os.unlink('/dev/shm')", "os.rename('/sandbox/work', '/sandbox/gone')",
 ])
-def test_the_supervisor_is_out_of_reach(sandbox: docker.DockerSandbox, runner: asyncio.Runner, attempt: str) -> None:
-    result = runner.run(sandbox.run(f"import os\n{attempt}"))
+def test_the_supervisor_is_out_of_reach(run: Callable[..., Result], attempt: str) -> None:
+    result = run(f"import os\n{attempt}")
     assert result.exit == 1 and ("PermissionError" in result.stderr or "Read-only" in result.stderr)
 
 
-def test_nothing_is_left_for_the_next_execution(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
+def test_nothing_is_left_for_the_next_execution(run: Callable[..., Result]) -> None:
     mess = """
 import os
 for place in ("/sandbox/work", "/tmp", "/dev/shm"):
@@ -123,14 +131,14 @@ for place in ("/sandbox/work", "/tmp", "/dev/shm"):
     os.chmod(".", 0); os.chmod(place + "/d", 0)
     if place == "/sandbox/work": os.chmod(place, 0)
 """
-    assert runner.run(sandbox.run(mess, limits=sandbox.limits)).stderr == ""
+    assert run(mess).stderr == ""
     look = "import os\nprint([os.listdir(p) for p in ('/sandbox', '/sandbox/work', '/tmp', '/dev/shm')])"
-    seen = runner.run(sandbox.run(look)).stdout
+    seen = run(look).stdout
     assert seen.replace(" ", "") in ("[['shm','tmp','work'],[],[],[]]\n", "[['work','tmp','shm'],[],[],[]]\n")
-    assert "etc" not in seen and runner.run(sandbox.run("open('/etc/passwd').read()")).exit == 0
+    assert "etc" not in seen and run("open('/etc/passwd').read()").exit == 0
 
 
-def test_memory_shared_by_many_processes_is_counted(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
+def test_memory_shared_by_many_processes_is_counted(run: Callable[..., Result]) -> None:
     bomb = """
 import os, time
 for _ in range(8):
@@ -139,12 +147,12 @@ for _ in range(8):
         time.sleep(30)
 held = bytearray(1 << 30)
 """
-    result = runner.run(sandbox.run(bomb))
+    result = run(bomb)
     assert result.killed_by is KilledBy.MEMORY and result.exit is None
-    assert runner.run(sandbox.run("print('sound')")).stdout == "sound\n"
+    assert run("print('sound')").stdout == "sound\n"
 
 
-def test_a_time_out_costs_the_container(engine: Any, sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
+def test_a_time_out_costs_the_container(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
     async def both() -> tuple[str, str, KilledBy | None]:
         before = await sandbox.run("import os; print(os.getuid())")
         cut = await sandbox.run("while True: pass", limits=Limits(wall_s=0.2))
@@ -155,15 +163,14 @@ def test_a_time_out_costs_the_container(engine: Any, sandbox: docker.DockerSandb
     assert cut is KilledBy.WALL and before != after
 
 
-def test_other_limits_get_a_container_of_their_own(
-        engine: Any, sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
+def test_other_limits_get_a_container_of_their_own(run: Callable[..., Result]) -> None:
     small = Limits(memory_bytes=64 * MIB, file_bytes=1 * MIB, files=8, processes=4)
     fill = "open('f', 'wb').write(bytes(900_000)); open('g', 'wb').write(bytes(900_000))"
-    assert "No space left" in runner.run(sandbox.run(fill, limits=small)).stderr
+    assert "No space left" in run(fill, limits=small).stderr
     many = "for i in range(20): open(str(i), 'w').close()"
-    assert "No space left" in runner.run(sandbox.run(many, limits=small)).stderr
-    assert runner.run(sandbox.run("x = bytearray(120 << 20)", limits=small)).killed_by is KilledBy.MEMORY
-    assert runner.run(sandbox.run(many)).exit == 0
+    assert "No space left" in run(many, limits=small).stderr
+    assert run("x = bytearray(120 << 20)", limits=small).killed_by is KilledBy.MEMORY
+    assert run(many).exit == 0
 
 
 def test_several_executions_run_at_once(engine: Any) -> None:
@@ -222,7 +229,7 @@ def test_a_killed_program_leaves_no_container(engine: Any) -> None:
 
 
 def test_what_dead_programs_left_is_swept_at_the_next_open(engine: Any) -> None:
-    """As when an engine lost the stream's end: a container whose owner is dead, beside one whose owner lives."""
+    """As when an engine missed the stream's end: a dead owner's container, beside a living one's."""
     dead = subprocess.Popen(["true"])
     machine, _, _ = docker.owner().rpartition(" ")
     owners = {"dead": f"{machine} {dead.pid}-1", "alive": docker.owner(), "elsewhere": "another machine 1-1"}
@@ -253,8 +260,8 @@ def test_the_own_image_holds_the_distributions_asked_for(engine: Any) -> None:
     assert with_it == "1\n" and "No module named 'sympy'" in without
 
 
-def test_the_own_image_is_the_running_python(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
-    assert runner.run(sandbox.run("import sys; print(sys.version)")).stdout.strip() == sys.version
+def test_the_own_image_is_the_running_python(run: Callable[..., Result]) -> None:
+    assert run("import sys; print(sys.version)").stdout.strip() == sys.version
 
 
 def test_a_named_image_is_given_a_writable_tmp(engine: Any) -> None:
@@ -302,9 +309,9 @@ def test_cancelled_callers_lose_no_slot(sandbox: docker.DockerSandbox, runner: a
     assert runner.run(main()) == "sound\n"
 
 
-def test_files_go_in_and_come_back_whole(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
+def test_files_go_in_and_come_back_whole(run: Callable[..., Result]) -> None:
     data = os.urandom(3 << 20)
-    result = runner.run(sandbox.run(
-        "import shutil, sys; shutil.copy('in/data', 'out'); sys.stdout.buffer.write(sys.stdin.buffer.read()[:9])",
-        files={"in/data": data}, stdin=b"123456789abc" * 100_000, collect=["out", "missing"]))
-    assert result.files == {"out": data} and result.stdout == "123456789"
+    result = run(
+        "import shutil, sys; shutil.copy('in/data', 'out'); print(sys.stdin.buffer.read()[:9].decode())",
+        files={"in/data": data}, stdin=b"123456789abc" * 100_000, collect=["out", "missing"])
+    assert result.files == {"out": data} and result.stdout == "123456789\n"

@@ -178,7 +178,7 @@ def test_a_session_whose_machine_is_lost_has_ended(e2b: Any) -> None:
     asyncio.run(main())
 
 
-def test_machines_live_as_long_as_their_owner_and_not_much_longer(e2b: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_live_little_longer_than_their_owner(e2b: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "LEAST_LIFETIME_S", 1)
 
     async def main() -> str:

@@ -1,10 +1,10 @@
 """The Docker sandbox (extra `docker`): warm containers, each with a zygote as its PID 1.
 
 A container has no network, a read-only root, one small tmpfs, memory and process limits, no new privileges,
-and no capabilities but those by which PID 1 turns a fork of itself into a candidate with a user id of its own.
-It is reached over its own stdin and stdout (the engine's attach call): docker exec would start an interpreter
-a run, and its time-outs kill nothing. When the stream ends, as it does with this process, PID 1 ends, and
-the engine removes the container.
+and no capabilities but those by which PID 1 turns a fork of itself into a candidate with a user id of its
+own. It is reached over its own stdin and stdout (the engine's attach call): docker exec would start an
+interpreter a run, and its time-outs kill nothing. When the stream ends, as it does with this process, PID 1
+ends, and the engine removes the container.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ STDOUT, STDERR = 1, 2
 
 async def open_sandbox(
     *, image: str | None = None, packages: Sequence[str] = (), runtime: str | None = None,
-    slots: int | None = None, sessions: int = 64, preload: Sequence[str] = PRELOAD, limits: Limits | None = None,
-    recycle_after: int = 1000,
+    slots: int | None = None, sessions: int = 64, preload: Sequence[str] = PRELOAD,
+    limits: Limits | None = None, recycle_after: int = 1000,
 ) -> DockerSandbox:
     """Open a Docker sandbox on the engine that the environment names (DOCKER_HOST), or the usual one.
 
@@ -120,8 +120,8 @@ def connect() -> DockerClient:
         raise MissingExtra("docker", "docker") from None
     where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not where.startswith(("unix://", "tcp://", "http://")) or os.environ.get("DOCKER_TLS_VERIFY"):
-        raise UserError(f"DOCKER_HOST is {where!r}: the Docker sandbox reaches an engine over unix:// or plain "
-                        "tcp:// only (another machine's through its socket, forwarded by ssh -L)")
+        raise UserError(f"DOCKER_HOST is {where!r}: the Docker sandbox reaches an engine over unix:// or "
+                        "plain tcp:// only (another machine's through its socket, forwarded by ssh -L)")
     try:
         client = docker.from_env(timeout=START_S)
         client.ping()
@@ -237,15 +237,16 @@ class Container(WarmSlot):
         self._writer.transport.abort()
 
 
-def _start(client: DockerClient, image: str, limits: Limits, runtime: str | None) -> tuple[str, socket.socket]:
+def _start(client: DockerClient, image: str, limits: Limits,
+           runtime: str | None) -> tuple[str, socket.socket]:
     """Create a container, attach to it, start it; return its name and the stream."""
     from docker.types import LogConfig
 
     scratch = f"exec,size={limits.file_bytes},nr_inodes={limits.files + container.KEPT},mode=755"
     memory = limits.memory_bytes + START_MEMORY
     options = client.api.create_host_config(
-        auto_remove=True, network_mode="bridge" if limits.network else "none", ipc_mode="none", read_only=True,
-        tmpfs={root.SCRATCH: scratch}, mem_limit=memory, memswap_limit=memory,
+        auto_remove=True, read_only=True, tmpfs={root.SCRATCH: scratch}, ipc_mode="none",
+        network_mode="bridge" if limits.network else "none", mem_limit=memory, memswap_limit=memory,
         pids_limit=limits.processes + cgroups.OWN_PROCESSES, cap_drop=["ALL"], cap_add=list(CAPABILITIES),
         security_opt=["no-new-privileges"], log_config=LogConfig(type="none"), runtime=runtime)
     name = None
@@ -266,7 +267,7 @@ def _start(client: DockerClient, image: str, limits: Limits, runtime: str | None
 
 
 def remove(client: DockerClient, name: str) -> None:
-    """Kill a container and wait until the engine has removed it. No engine, no container: that is fine too."""
+    """Kill a container, and wait until the engine has removed it, if there is such a container or engine."""
     from docker.errors import NotFound
 
     try:

@@ -94,8 +94,8 @@ async def open_sandbox(
     options = {"template": template, "timeout": lifetime_s, "api_key": api_key, "api_url": api_url,
                "sandbox_url": sandbox_url}
     config = {"preload": list(preload), "minimum": list(minimum), "limits": dataclasses.asdict(limits)}
-    pool = WarmPool(functools.partial(Machine.start, options, config), lambda wanted: wanted.network, size=slots,
-                    recycle_after=recycle_after)
+    start = functools.partial(Machine.start, options, config)
+    pool = WarmPool(start, lambda wanted: wanted.network, size=slots, recycle_after=recycle_after)
     sandbox = E2bSandbox(pool, sessions=sessions, limits=limits)
     try:
         await pool.fill(limits)
@@ -125,8 +125,8 @@ def check_sdk() -> None:
     except importlib.metadata.PackageNotFoundError:
         raise MissingExtra("e2b-code-interpreter", "e2b") from None
     if Version(BROKEN[0]) <= Version(version) <= Version(BROKEN[1]):
-        raise UserError(f"e2b {version} is installed, and {BROKEN[0]} to {BROKEN[1]} fail in every execution: "
-                        f"pip install 'e2b>{BROKEN[1]}'")
+        raise UserError(f"e2b {version} is installed, and {BROKEN[0]} to {BROKEN[1]} fail in every "
+                        f"execution: pip install 'e2b>{BROKEN[1]}'")
 
 
 class Machine(WarmSlot):
@@ -261,7 +261,7 @@ class E2bSandbox(Sandbox):
                 self.pool.give_back(machine, sound=sound)
             if reply:
                 return decoded(*reply)
-        raise SandboxError("the machine was lost during the execution" + ("" if limits.network else ", twice"))
+        raise SandboxError("the machine was lost in the execution" + ("" if limits.network else ", twice"))
 
     async def session(self, *, limits: Limits | None = None) -> E2bSession:
         """Start an interpreter in a machine of its own; wait where `sessions` are open."""
@@ -303,7 +303,8 @@ class E2bSession(Session):
         """See `Session.run`."""
         limits = limits or self.limits
         header = {"call": "cell", "limits": dataclasses.asdict(limits)}
-        return decoded(*await self._call(header, code.encode("utf-8", "surrogatepass"), patience_s=limits.wall_s))
+        source = code.encode("utf-8", "surrogatepass")
+        return decoded(*await self._call(header, source, patience_s=limits.wall_s))
 
     async def write_file(self, path: str, data: bytes) -> None:
         """See `Session.write_file`."""
@@ -315,7 +316,8 @@ class E2bSession(Session):
         check_path("path", path)
         return (await self._call({"call": "read", "path": path}))[1][0]
 
-    async def _call(self, header: Mapping[str, object], *blobs: bytes, patience_s: float = 0.0) -> frames.Message:
+    async def _call(self, header: Mapping[str, object], *blobs: bytes,
+                    patience_s: float = 0.0) -> frames.Message:
         async with self._turn:
             if self._ended:
                 raise SandboxError(f"the session has ended: {self._ended}")

@@ -2,8 +2,8 @@
 
 The first is for machines that reach no registry, and gives candidates the very Python that runs here: the
 interpreter with its standard library, the distributions asked for, a shell with the usual small programs,
-and the shared libraries that these need. All of it keeps the path that it has on this machine, so that nothing
-has to be relocated. About 115 MB, and six seconds, without further distributions.
+and the shared libraries that these need. All of it keeps the path that it has on this machine, so that
+nothing has to be relocated. About 115 MB, and six seconds, without further distributions.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def prepare_image(client: DockerClient, name: str) -> str:
     try:
         wanted = _find(client, name)
     except APIError as error:
-        raise UserError(f"image {name!r} is not on the Docker engine and can't be pulled ({error.explanation}): "
-                        "name another, or none to have one made of this Python") from error
+        raise UserError(f"image {name!r} is not on the Docker engine and can't be pulled "
+                        f"({error.explanation}): name another, or none to have one made of this Python"
+                        ) from error
     tag = f"{PREPARED}:{wanted.id.partition(':')[2][:24]}"
     try:
         client.images.get(tag)
@@ -111,7 +112,7 @@ def prepare_image(client: DockerClient, name: str) -> str:
             raise UserError(f"image {name!r} has no Python 3.9 or later with ctypes as python3: name another")
         built.commit(*tag.split(":"))
     except APIError as error:
-        raise UserError(f"image {name!r} has no shell and no Python ({error.explanation}): name another") from error
+        raise UserError(f"image {name!r} has no shell ({error.explanation}): name another") from error
     finally:
         built.remove(force=True)
     return tag
@@ -134,7 +135,8 @@ def interpreter() -> Path:
 
 def image_name(wanted: Sequence[importlib.metadata.Distribution] = ()) -> str:
     """Return a name that changes whenever the image would."""
-    parts = [RECIPE, sys.version, str(interpreter()), *sorted(f"{each.name}=={each.version}" for each in wanted)]
+    versions = sorted(f"{each.name}=={each.version}" for each in wanted)
+    parts = [RECIPE, sys.version, str(interpreter()), *versions]
     version = ".".join(map(str, sys.version_info[:3]))
     return f"{REPOSITORY}:{version}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 

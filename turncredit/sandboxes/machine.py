@@ -1,4 +1,4 @@
-"""The program in a virtual machine: a local sandbox there, whose calls come over stdin and go back over stdout.
+"""The program in a virtual machine: a local sandbox there, called over stdin and stdout.
 
 Requests are messages of zygote/frames.py; answers are the same in base64, a line each, as what comes out of a
 machine is text to the service between.
@@ -20,7 +20,7 @@ from turncredit.sandboxes.local import LocalSandbox, open_sandbox
 from turncredit.sandboxes.zygote import frames
 
 LIMIT = 1 << 20  # bytes that asyncio holds of what is not read yet
-RAISED: dict[str, type[Exception]] = {"UserError": UserError, "SandboxError": SandboxError, "OSError": OSError}
+RAISED: dict[str, type[Exception]] = {each.__name__: each for each in (UserError, SandboxError, OSError)}
 Answer = tuple[Mapping[str, object], list[bytes]]
 FIELDS = ("exit", "killed_by", "wall_s", "cpu_s", "peak_bytes", "truncated")
 
@@ -28,14 +28,15 @@ FIELDS = ("exit", "killed_by", "wall_s", "cpu_s", "peak_bytes", "truncated")
 async def main() -> None:
     """Open the sandbox, and answer calls until stdin ends."""
     reader = asyncio.StreamReader(limit=LIMIT)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
     message = await read(reader)
     if message is None:
         return
     config = message[0]
     try:
-        sandbox = await open_sandbox(slots=1, sessions=1, preload=config["preload"], minimum=config["minimum"],
-                                     limits=Limits(**config["limits"]))
+        sandbox = await open_sandbox(slots=1, sessions=1, preload=config["preload"],
+                                     minimum=config["minimum"], limits=Limits(**config["limits"]))
     except (UserError, SandboxError) as error:
         say(raised(error))
         return

@@ -171,7 +171,7 @@ class Pool(slots.Pool[Slot]):
         return Slot(number, ours, network)
 
     async def take(self, limits: Limits) -> Slot:
-        """See `slots.Pool.take`: a slot has the network, or not; all other limits are each execution's own."""
+        """See `slots.Pool.take`. A slot has the network, or not; other limits are each execution's own."""
         await self._free.acquire()
         try:
             return await self.fresh(limits) if self.closed else await self._sound(limits)

@@ -142,7 +142,7 @@ class SlotSandbox(Sandbox, Generic[Place]):
                 reply = await slot.exchange(header, blobs)
             if reply and "error" in reply[0]:
                 raise SandboxError(reply[0]["error"])
-            sound = reply is not None and reply[0].get("killed_by", KilledBy.MEMORY) in (None, KilledBy.SIGNAL)
+            sound = reply is not None and reply[0].get("killed_by", "lost") in (None, KilledBy.SIGNAL)
             return reply
         except TimeoutError:
             overdue = True

@@ -1,7 +1,7 @@
-"""PID 1 of a Docker container: the zygote and its one slot, reached over the container's own stdin and stdout.
+"""PID 1 of a Docker container: the zygote and its one slot, reached over the container's stdin and stdout.
 
-The engine made the namespaces, the read-only root, the cgroup, and at the scratch folder one tmpfs of the right
-size. What a slot elsewhere does by mounting, this one does by hand: it empties the scratch folder.
+The engine made the namespaces, the read-only root, the cgroup, and at the scratch folder one tmpfs of the
+right size. What a slot elsewhere does by mounting, this one does by hand: it empties the scratch folder.
 """
 
 from __future__ import annotations
