@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ class Confinement:
     seccomp: bytes
     network: bool
     data_bytes: int  # writable memory that every fork of the slot starts with
+    readable: Sequence[str] = ("/",)  # trees that Landlock leaves to it
 
 
 def live(held: Confinement, word: socket.socket, status: int) -> NoReturn:
@@ -86,7 +88,7 @@ def confine(held: Confinement) -> None:
         syscalls.drop_capabilities()
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     if held.landlock:
-        landlock.restrict(held.landlock, ["/"], [root.SCRATCH, "/dev/null"], network=held.network)
+        landlock.restrict(held.landlock, held.readable, [root.SCRATCH, "/dev/null"], network=held.network)
     seccomp.install(held.seccomp)
 
 

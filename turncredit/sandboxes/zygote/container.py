@@ -77,8 +77,10 @@ def main() -> None:
     ours = [sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "zygote"]
     gc.collect()
     gc.freeze()  # forks share what the collector never touches
+    readable = [f"/{name}" for name in os.listdir("/") if name != "sys"]  # which tells about the host
     held = candidate.Confinement(
-        uid=uid, landlock=landlock.abi(), network=config["network"], data_bytes=slot.writable_bytes(),
+        uid=uid, landlock=landlock.abi(), readable=[path for path in readable if os.path.exists(path)],
+        network=config["network"], data_bytes=slot.writable_bytes(),
         seccomp=seccomp.program(network=config["network"], shared_memory=cgroup.counts_memory))
     protections: dict[str, Any] = {"landlock": held.landlock, "counts_memory": cgroup.counts_memory}
     parent.send({"ready": protections, "memory_bytes": held.data_bytes})
