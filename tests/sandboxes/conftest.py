@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -29,6 +30,22 @@ LIMITS = Limits(wall_s=10, cpu_s=5, memory_bytes=128 << 20, processes=16, output
                 file_bytes=4 << 20, files=64)
 
 
+# In front of every attack. A breach is printed, and so is the end of an attack that ends by itself: one that
+# fails for a reason of its own can't pass for a defence.
+PRELUDE = """
+import ctypes, errno, os, signal, socket, struct, subprocess, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(name, call, *arguments):
+    try:
+        result = call(*arguments)
+    except (OSError, ValueError, MemoryError) as error:
+        return print('refused', name, error)
+    if isinstance(result, int) and not isinstance(result, bool) and result < 0:
+        return print('refused', name, os.strerror(ctypes.get_errno()))
+    print('BREACH', name, result)
+"""
+
+
 class Driven:
     """A sandbox whose calls wait for their end."""
 
@@ -37,7 +54,33 @@ class Driven:
         self.limits = LIMITS
 
     def run(self, code: str | None = None, **arguments: Any) -> Result:
-        return self.runner.run(self.sandbox.run(code, **arguments))
+        """Run code, which may stand indented in a test."""
+        return self.runner.run(self.sandbox.run(code and dedent(code), **arguments))
+
+    def hostile(self, code: str, **arguments: Any) -> Result:
+        """Run an attack: in it, `attempt(name, call, *arguments)` prints BREACH where the call succeeds."""
+        return self.run(PRELUDE + dedent(code), **arguments)
+
+    def attack(self, code: str, **arguments: Any) -> Result:
+        """Run an attack that ends by itself: it must have been carried out, and breach nothing."""
+        result = self.hostile(dedent(code) + "\nprint('tried')", **arguments)
+        assert result.stdout.endswith("tried\n"), result
+        assert "BREACH" not in result.stdout, result
+        return result
+
+    def still_works(self, code: str, output: str, **arguments: Any) -> None:
+        """Run the attack's honest twin."""
+        result = self.run(code, **arguments)
+        assert (result.stdout, result.exit) == (output, 0), result
+
+    def alone(self) -> None:
+        """Check in every slot that a new execution finds no process of an earlier one."""
+        for _ in range(4):
+            self.still_works("""
+                import os
+                known = {str(os.getpid()), str(os.getppid()), '1'}
+                print([name for name in os.listdir('/proc') if name.isdigit() and name not in known])
+            """, "[]\n")
 
     @contextmanager
     def session(self, limits: Limits | None = None) -> Iterator[DrivenSession]:
@@ -55,7 +98,7 @@ class DrivenSession:
         self.runner, self.session = runner, session
 
     def run(self, code: str, **arguments: Any) -> Result:
-        return self.runner.run(self.session.run(code, **arguments))
+        return self.runner.run(self.session.run(dedent(code), **arguments))
 
     def write_file(self, path: str, data: bytes) -> None:
         self.runner.run(self.session.write_file(path, data))

@@ -25,9 +25,13 @@ def test_output_and_exit_code_come_back(sandbox: Driven) -> None:
 
 
 def test_an_exception_is_a_traceback_and_exit_code_1(sandbox: Driven) -> None:
-    result = sandbox.run("def f():\n    return 1 / 0\nf()\n")
+    result = sandbox.run("""
+        def f():
+            return 1 / 0
+        f()
+    """)
     assert result.exit == 1
-    assert "line 2, in f" in result.stderr
+    assert "line 3, in f" in result.stderr
     assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
@@ -38,14 +42,21 @@ def test_a_syntax_error_is_the_codes_own_failure(sandbox: Driven) -> None:
 
 
 def test_code_runs_as_main(sandbox: Driven) -> None:
-    result = sandbox.run("if __name__ == '__main__':\n    import sys, __main__\n    x = 1\n"
-                         "    print(__main__.x, len(sys.argv))")
+    result = sandbox.run("""
+        if __name__ == '__main__':
+            import sys, __main__
+            x = 1
+            print(__main__.x, len(sys.argv))
+    """)
     assert result.stdout == "1 1\n"
 
 
 def test_what_is_registered_at_exit_runs(sandbox: Driven) -> None:
-    code = ("import atexit, threading, time\natexit.register(print, 'last')\n"
-            "threading.Thread(target=lambda: (time.sleep(0.05), print('thread'))).start()")
+    code = """
+        import atexit, threading, time
+        atexit.register(print, 'last')
+        threading.Thread(target=lambda: (time.sleep(0.05), print('thread'))).start()
+    """
     assert sandbox.run(code).stdout == "thread\nlast\n"
 
 
@@ -85,8 +96,10 @@ def test_input_that_nobody_reads_holds_nothing_up(sandbox: Driven) -> None:
 
 def test_files_go_in_and_come_out(sandbox: Driven) -> None:
     result = sandbox.run(
-        "data = open('in/deep/a.bin', 'rb').read()\nopen('out.bin', 'wb').write(data[::-1])",
-        files={"in/deep/a.bin": bytes(range(256))}, collect=["out.bin", "missing", "in"])
+        """
+        data = open('in/deep/a.bin', 'rb').read()
+        open('out.bin', 'wb').write(data[::-1])
+    """, files={"in/deep/a.bin": bytes(range(256))}, collect=["out.bin", "missing", "in"])
     assert result.exit == 0, result.stderr
     assert result.files == {"out.bin": bytes(range(256))[::-1]}
 
@@ -104,8 +117,11 @@ def test_each_run_starts_clean(sandbox: Driven) -> None:
 
 def test_wall_time_ends_a_run(sandbox: Driven) -> None:
     began = time.monotonic()
-    result = sandbox.run("import time\nprint('before', flush=True)\ntime.sleep(60)",
-                         limits=replace(sandbox.limits, wall_s=0.5))
+    result = sandbox.run("""
+        import time
+        print('before', flush=True)
+        time.sleep(60)
+    """, limits=replace(sandbox.limits, wall_s=0.5))
     assert (result.killed_by, result.exit, result.stdout) == (KilledBy.WALL, None, "before\n")
     assert 0.4 < result.wall_s < 5
     assert time.monotonic() - began < 10
@@ -143,18 +159,26 @@ def test_output_is_cut_at_the_limit_with_a_mark(sandbox: Driven) -> None:
 
 
 def test_threads_and_processes_work(sandbox: Driven) -> None:
-    code = ("from concurrent.futures import ThreadPoolExecutor, ProcessPoolExecutor\n"
-            "import multiprocessing, subprocess\n"
-            "with ThreadPoolExecutor(4) as pool: print(sum(pool.map(abs, range(10))))\n"
-            "with ProcessPoolExecutor(2, multiprocessing.get_context('fork')) as pool:\n"
-            "    print(sum(pool.map(abs, range(10))))\n"
-            "print(subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout)")
+    code = """
+        from concurrent.futures import ThreadPoolExecutor, ProcessPoolExecutor
+        import multiprocessing, subprocess
+        with ThreadPoolExecutor(4) as pool: print(sum(pool.map(abs, range(10))))
+        with ProcessPoolExecutor(2, multiprocessing.get_context('fork')) as pool:
+            print(sum(pool.map(abs, range(10))))
+        print(subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout)
+    """
     result = sandbox.run(code)
     assert result.stdout == "45\n45\nhi\n\n", result.stderr
 
 
 def test_asyncio_works(sandbox: Driven) -> None:
-    code = "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    print('awake')\nasyncio.run(f())"
+    code = """
+        import asyncio
+        async def f():
+            await asyncio.sleep(0)
+            print('awake')
+        asyncio.run(f())
+    """
     assert sandbox.run(code).stdout == "awake\n"
 
 
@@ -176,7 +200,8 @@ def test_runs_go_on_at_the_same_time(sandbox: Driven) -> None:
 
 @pytest.mark.parametrize("arguments", [
     {}, {"code": "x", "argv": ["x"]}, {"argv": []}, {"argv": ["a\0b"]}, {"code": "x", "files": {"../x": b""}},
-    {"code": "x", "files": {"/x": b""}}, {"code": "x", "collect": ["a/../../x"]}, {"code": "x", "collect": [""]},
+    {"code": "x", "files": {"/x": b""}}, {"code": "x", "collect": ["a/../../x"]},
+    {"code": "x", "collect": [""]},
     {"code": "x", "files": {"x": bytes(5 << 20)}}, {"code": "x", "files": {str(i): b"" for i in range(65)}},
 ])
 def test_a_request_without_sense_is_refused(sandbox: Driven, arguments: dict[str, object]) -> None:
@@ -190,22 +215,34 @@ def test_a_request_without_sense_is_refused(sandbox: Driven, arguments: dict[str
 def test_a_session_keeps_its_state(sandbox: Driven) -> None:
     with sandbox.session() as session:
         assert session.run("x = 20").value is None
-        assert session.run("def f(y):\n    return x + y").exit == 0
+        assert session.run("""
+        def f(y):
+            return x + y
+    """).exit == 0
         assert session.run("f(22)").value == "42"
 
 
 def test_a_cell_gives_the_last_expressions_value(sandbox: Driven) -> None:
     with sandbox.session() as session:
-        result = session.run("print('said')\n'a' + 'b'")
+        result = session.run("""
+        print('said')
+        'a' + 'b'
+    """)
         assert (result.stdout, result.value, result.exit) == ("said\n", "'ab'", 0)
         assert session.run("None").value is None
-        assert session.run("1\ny = 2").value is None
+        assert session.run("""
+        1
+        y = 2
+    """).value is None
         assert session.run("").value is None
 
 
 def test_a_session_survives_an_error(sandbox: Driven) -> None:
     with sandbox.session() as session:
-        result = session.run("x = 1\nx / 0")
+        result = session.run("""
+        x = 1
+        x / 0
+    """)
         assert result.exit == 1
         assert "ZeroDivisionError" in result.stderr
         assert session.run("x").value == "1"
@@ -213,7 +250,10 @@ def test_a_session_survives_an_error(sandbox: Driven) -> None:
 
 def test_a_session_ends_with_a_time_out(sandbox: Driven) -> None:
     with sandbox.session() as session:
-        code = "print('before', flush=True)\nwhile True: pass"
+        code = """
+        print('before', flush=True)
+        while True: pass
+    """
         result = session.run(code, limits=replace(sandbox.limits, wall_s=0.5))
         assert (result.killed_by, result.stdout) == (KilledBy.WALL, "before\n")
         with pytest.raises(SandboxError, match="ended"):
@@ -242,13 +282,20 @@ def test_a_session_has_a_working_folder(sandbox: Driven) -> None:
 def test_each_cell_is_limited_by_itself(sandbox: Driven) -> None:
     with sandbox.session(replace(sandbox.limits, cpu_s=1)) as session:
         for _ in range(4):
-            code = "import time\nuntil = time.process_time() + 0.4\nwhile time.process_time() < until: pass"
+            code = """
+        import time
+        until = time.process_time() + 0.4
+        while time.process_time() < until: pass
+    """
             assert session.run(code).exit == 0
 
 
 def test_a_cells_output_and_value_are_cut_with_a_mark(sandbox: Driven) -> None:
     with sandbox.session() as session:
-        result = session.run("print('p' * 30_000)\n'v' * 30_000")
+        result = session.run("""
+        print('p' * 30_000)
+        'v' * 30_000
+    """)
         assert result.truncated
         assert result.stdout.startswith("p" * 20_000 + "\n[")
         assert result.value is not None
