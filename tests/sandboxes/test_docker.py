@@ -88,10 +88,13 @@ def test_bad_settings_are_one_sentence(engine: Any, settings: dict[str, Any], sa
 
 
 def test_containers_are_closed_in(
-        engine: Any, sandbox: docker.DockerSandbox, run: Callable[..., Result]) -> None:
-    run("pass")
-    (container,) = containers(engine)
-    host = container.attrs["HostConfig"]
+        engine: Any, sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
+    async def name() -> str:
+        container = await sandbox.pool.take(sandbox.limits)
+        sandbox.pool.give_back(container, sound=True)
+        return container.name
+
+    host = engine.containers.get(runner.run(name())).attrs["HostConfig"]
     assert host["NetworkMode"] == "none" and host["IpcMode"] == "none"
     assert host["ReadonlyRootfs"] and not host["Privileged"] and not host["Binds"]
     assert host["CapDrop"] == ["ALL"] and set(host["CapAdd"]) == set(docker.CAPABILITIES)
@@ -128,7 +131,7 @@ def test_the_hosts_hardware_is_hidden_where_there_is_no_landlock_too(
         container = await sandbox.pool.take(sandbox.limits)
         try:
             looked = ["ls", "-A", "/sys/class", "/sys/devices", "/sys/firmware", "/proc/acpi"]
-            return await asyncio.to_thread(engine.containers.get(container._name).exec_run, looked)
+            return await asyncio.to_thread(engine.containers.get(container.name).exec_run, looked)
         finally:
             sandbox.pool.give_back(container, sound=True)
 

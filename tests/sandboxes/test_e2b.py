@@ -83,9 +83,10 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     ({"limits": Limits(memory_bytes=1 << 50)}, "limits.memory_bytes"),
 ])
 def test_bad_settings_are_one_sentence(e2b: Any, settings: dict[str, Any], said: str) -> None:
+    before = set(e2b.machines)
     with pytest.raises(UserError, match=said):
         asyncio.run(opened(e2b, **settings))
-    assert not e2b_machines(e2b, set(), lambda machines: not machines)
+    assert not e2b_machines(e2b, before, lambda machines: not machines)
 
 
 def e2b_machines(e2b: Any, before: set[str], settled: Callable[[set[str]], bool]) -> set[str]:

@@ -169,7 +169,7 @@ class Container(WarmSlot):
                  writer: asyncio.StreamWriter) -> None:
         super().__init__(limits)
         self.protections: dict[str, Any] = {}
-        self._client, self._name = client, name
+        self._client, self.name = client, name
         self._reader, self._writer = reader, writer
         self._errors = b""
         self._since = int(time.time())
@@ -203,7 +203,7 @@ class Container(WarmSlot):
     def _limit_memory(self, own_bytes: int) -> None:
         """Lower the memory limit to the candidate's, on top of what the zygote uses without one."""
         most = self.limits.memory_bytes + cgroups.OWN_USE + own_bytes
-        self._client.api.update_container(self._name, mem_limit=most, memswap_limit=most)
+        self._client.api.update_container(self.name, mem_limit=most, memswap_limit=most)
 
     def alive(self) -> bool:
         """See `WarmSlot.alive`."""
@@ -235,12 +235,12 @@ class Container(WarmSlot):
         with contextlib.suppress(*_engine_errors()):
             return any(self._client.events(
                 since=self._since, until=int(time.time()) + 1, decode=True,
-                filters={"container": self._name, "event": "oom"}))
+                filters={"container": self.name, "event": "oom"}))
         return False
 
     async def stop(self) -> None:
         """See `WarmSlot.stop`."""
-        await asyncio.to_thread(remove, self._client, self._name)
+        await asyncio.to_thread(remove, self._client, self.name)
         self._writer.transport.abort()
 
 

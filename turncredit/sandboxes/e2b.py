@@ -366,6 +366,7 @@ def _archive() -> bytes:
     package = folder.parent
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in [package / "__init__.py", package / "errors.py", *sorted(folder.rglob("*.py"))]:
+        archive.writestr(f"{package.name}/__init__.py", "")  # the package's own imports all of its parts
+        for path in [package / "errors.py", *sorted(folder.rglob("*.py"))]:
             archive.writestr(str(path.relative_to(package.parent)), path.read_bytes())
     return buffer.getvalue()
