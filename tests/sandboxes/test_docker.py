@@ -221,6 +221,19 @@ def test_close_leaves_no_container(engine: Any) -> None:
     assert not there & {container.id for container in containers(engine)}
 
 
+def test_containers_that_are_replaced_leave_no_descriptor(engine: Any) -> None:
+    async def main() -> tuple[int, int]:
+        async with await docker.open_sandbox(slots=1, recycle_after=1) as opened:
+            await opened.run("pass")
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(4):
+                await opened.run("pass")
+            return before, len(os.listdir("/proc/self/fd"))
+
+    before, after = asyncio.run(main())
+    assert after <= before + 3  # connections that the SDK keeps for the next call
+
+
 OPEN_AND_WAIT = """
 import asyncio
 from turncredit.sandboxes import docker

@@ -265,7 +265,7 @@ def _start(client: DockerClient, image: str, limits: Limits,
             host_config=options, labels={LABEL: "1", OWNER: owner()})["Id"]
         attached = client.api.attach_socket(name, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         stream = socket.socket(fileno=os.dup(attached.fileno()))
-        attached.close()
+        attached._response.close()  # the SDK would keep its own descriptor until a garbage collection
         client.api.start(name)
         return name, stream
     except _engine_errors() as error:
