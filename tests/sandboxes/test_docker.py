@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +87,13 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_bad_settings_are_one_sentence(engine: Any, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         asyncio.run(docker.open_sandbox(**settings))
+
+
+def test_a_runtime_that_does_not_enforce_a_limit_is_refused(
+        engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker.container, "KEPT", 1000)  # as if nr_inodes were not obeyed
+    with pytest.raises(UserError, match="its runtime lacks a limit on the files of a tmpfs"):
+        asyncio.run(docker.open_sandbox(slots=1))
 
 
 def test_containers_are_closed_in(
@@ -228,7 +236,7 @@ def test_containers_that_are_replaced_leave_no_descriptor(engine: Any) -> None:
             counts = []
             for _ in range(10):
                 await opened.run("pass")
-                counts.append(len(os.listdir("/proc/self/fd")))
+                counts.append(len(list(Path("/proc/self/fd").iterdir())))
             return counts[5], counts[9]  # by then the SDK keeps as many idle connections as it ever will
 
     gc.disable()  # which would hide what waits for it

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -62,6 +63,7 @@ MASKED = [
 LABEL, OWNER = "turncredit.sandbox", "turncredit.owner"
 CHUNK = 1 << 18
 START_S = 60.0
+RUNTIME_THREADS = 256  # of a kernel in user space, which the engine counts as the container's
 START_MEMORY = 1 << 30  # on top of the limits, until the zygote says what it uses
 STREAM = struct.Struct(">BxxxL")  # the engine's frame around what comes from a container: which stream, bytes
 STDOUT, STDERR = 1, 2
@@ -78,7 +80,8 @@ async def open_sandbox(
         image: an image with Python 3.9 or later, pulled where the engine lacks it; None makes one of the
             running Python, which needs no registry.
         packages: with no image named, distributions installed here that the code may import.
-        runtime: the engine's name for a runtime other than its default: "runsc" for gVisor.
+        runtime: the engine's name for a runtime other than its default: "runsc" for gVisor. One that does not
+            enforce the limits is refused.
         slots: executions at once; the engine's CPU cores where None.
         sessions: sessions at once, beside the slots.
         preload: modules that every execution finds already imported.
@@ -189,10 +192,11 @@ class Container(WarmSlot):
             archive = _archive()
             writer.write(b"%8d" % len(archive) + archive)
             async with asyncio.timeout(START_S):
-                reply = await started.exchange({"preload": list(preload), "network": limits.network}, [])
+                reply = await started.exchange(
+                    {"preload": list(preload), "network": limits.network, "limits": dataclasses.asdict(limits)}, [])
             if reply is None or "ready" not in reply[0]:
-                said = started._errors.decode(errors="replace").strip().splitlines()[-1:]
-                raise SandboxError(said[0] if said else "its PID 1 ended at its start")
+                said = [reply[0].get("error")] if reply else started._errors.decode(errors="replace").splitlines()
+                raise SandboxError(said[-1] if said else "its PID 1 ended at its start")
             started.protections = reply[0]["ready"]
             await asyncio.to_thread(started._limit_memory, reply[0]["memory_bytes"])
         except BaseException:
@@ -251,10 +255,11 @@ def _start(client: DockerClient, image: str, limits: Limits,
 
     scratch = f"exec,size={limits.file_bytes},nr_inodes={limits.files + container.KEPT},mode=755"
     memory = limits.memory_bytes + START_MEMORY
+    processes = limits.processes + cgroups.OWN_PROCESSES + (RUNTIME_THREADS if runtime else 0)
     options = client.api.create_host_config(
         auto_remove=True, read_only=True, tmpfs={root.SCRATCH: scratch}, ipc_mode="none",
         network_mode="bridge" if limits.network else "none", mem_limit=memory, memswap_limit=memory,
-        pids_limit=limits.processes + cgroups.OWN_PROCESSES, cap_drop=["ALL"], cap_add=list(CAPABILITIES),
+        pids_limit=processes, cap_drop=["ALL"], cap_add=list(CAPABILITIES),
         security_opt=["no-new-privileges"], log_config=LogConfig(type="none"), runtime=runtime)
     options["MaskedPaths"] = MASKED  # the SDK has no argument for it
     name = None

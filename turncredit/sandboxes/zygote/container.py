@@ -15,6 +15,7 @@ import secrets
 import signal
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from . import candidate, cgroups, frames, landlock, root, seccomp, slot, syscall
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = "/dev/shm"
 FIRST_UID = 1 << 30  # far above any real user, where all ids are mapped
+PAGE = os.sysconf("SC_PAGE_SIZE")
 KEPT = 4  # inodes of the scratch folder that are no candidate's: its own, and the three folders'
 
 
@@ -74,6 +76,9 @@ def main() -> None:
     with contextlib.suppress(FileExistsError):
         os.symlink(root.SHARED, SHARED_MEMORY)
     cgroup, uid = Cgroup(), own_uid()
+    if lacking := missing(config["limits"], uid):
+        parent.send({"error": f"its runtime lacks {', '.join(lacking)}"})
+        return
     ours = [sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "zygote"]
     gc.collect()
     gc.freeze()  # forks share what the collector never touches
@@ -86,6 +91,53 @@ def main() -> None:
     parent.send({"ready": protections, "memory_bytes": held.data_bytes})
     slot.serve_requests(held, cgroup, parent, Scratch(uid))
     ours.clear()  # held until here: a module's death takes away what its functions use
+
+
+def missing(limits: dict[str, Any], uid: int) -> list[str]:
+    """Return what the slot needs and a runtime other than runc may not give."""
+    calls: dict[str, Callable[[], int]] = {"pidfd_open": _open_process, "openat2": _open_beneath}
+    lacking = []
+    for name, attempt in calls.items():
+        try:
+            os.close(attempt())
+        except OSError:
+            lacking.append(name)
+    if _process_limit_is_ignored(uid):
+        lacking.append("a limit on the processes of a user")
+    scratch = os.statvfs(root.SCRATCH)
+    if scratch.f_blocks * scratch.f_frsize >= limits["file_bytes"] + PAGE:
+        lacking.append("a limit on the bytes of a tmpfs")
+    if not 0 < scratch.f_files <= limits["files"] + KEPT:
+        lacking.append("a limit on the files of a tmpfs")
+    lacking += [f"the link {path}" for path, target in ((SHARED_MEMORY, root.SHARED), ("/tmp", root.TEMPORARY))
+                if os.path.realpath(path) != target]
+    return lacking
+
+
+def _open_process() -> int:
+    return os.pidfd_open(os.getpid())
+
+
+def _open_beneath() -> int:
+    top = os.open("/", os.O_PATH | os.O_DIRECTORY)
+    try:
+        return syscalls.open_beneath(top, "proc", os.O_PATH)
+    finally:
+        os.close(top)
+
+
+def _process_limit_is_ignored(uid: int) -> bool:
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+            resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+            os._exit(1 if os.fork() else 0)
+        except BlockingIOError:
+            os._exit(0)
+        finally:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] != 0
 
 
 def own_uid() -> int:
