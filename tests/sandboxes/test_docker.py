@@ -53,8 +53,11 @@ def run(sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> Callable[..., 
     return lambda *arguments, **settings: runner.run(sandbox.run(*arguments, **settings))
 
 
-def containers(engine: Any) -> list[Any]:
-    return engine.containers.list(all=True, filters={"label": docker.LABEL}, ignore_removed=True)
+def containers(engine: Any, owner: str | None = None) -> set[str]:
+    """Return the sandboxes' containers, or those of one process: others may use the engine meanwhile."""
+    label = docker.LABEL if owner is None else f"{docker.OWNER}={owner}"
+    found = engine.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+    return {container.id for container in found}
 
 
 def test_no_engine_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,15 +222,15 @@ def test_close_leaves_no_container(engine: Any) -> None:
         busy = asyncio.create_task(opened.run("import time; time.sleep(60)"))
         await session.run("x = 1")
         await asyncio.sleep(0.3)
-        there = {container.id for container in containers(engine)} - before
+        there = containers(engine, docker.owner()) - before
         await opened.close()
         await asyncio.gather(busy, return_exceptions=True)
         return there
 
-    before = {container.id for container in containers(engine)}
+    before = containers(engine, docker.owner())
     there = asyncio.run(main())
     assert len(there) == 3
-    assert not there & {container.id for container in containers(engine)}
+    assert not there & containers(engine)
 
 
 def test_containers_that_are_replaced_leave_no_descriptor(engine: Any) -> None:
@@ -259,16 +262,15 @@ asyncio.run(main())
 
 
 def test_a_killed_program_leaves_no_container(engine: Any) -> None:
-    before = {container.id for container in containers(engine)}
     program = subprocess.Popen([sys.executable, "-c", OPEN_AND_WAIT], stdout=subprocess.PIPE)
     assert program.stdout is not None and program.stdout.readline() == b"open\n"
-    there = {container.id for container in containers(engine)} - before
+    there = containers(engine, docker.owner(program.pid))
     program.send_signal(signal.SIGKILL)
     program.wait()
     program.stdout.close()
     assert len(there) == 1
     until = time.monotonic() + 20
-    while there & {container.id for container in containers(engine)}:
+    while there & containers(engine):
         assert time.monotonic() < until, "the container outlived the program that opened it"
         time.sleep(0.1)
 
@@ -286,7 +288,7 @@ def test_what_dead_programs_left_is_swept_at_the_next_open(engine: Any) -> None:
         for name, owner in owners.items()}
     try:
         docker.sweep(engine)
-        left = {container.id for container in containers(engine)}
+        left = containers(engine)
         assert {name for name, container in made.items() if container.id in left} == {"alive", "elsewhere"}
     finally:
         for container in made.values():

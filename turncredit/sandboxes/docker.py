@@ -77,7 +77,7 @@ async def open_sandbox(
     """Open a Docker sandbox on the engine that the environment names (DOCKER_HOST), or the usual one.
 
     Args:
-        image: an image with Python 3.9 or later, pulled where the engine lacks it; None makes one of the
+        image: an image with Python 3.10 or later, pulled where the engine lacks it; None makes one of the
             running Python, which needs no registry.
         packages: with no image named, distributions installed here that the code may import.
         runtime: the engine's name for a runtime other than its default: "runsc" for gVisor. One that does not
@@ -107,6 +107,9 @@ async def open_sandbox(
     sandbox = DockerSandbox(client, pool, sessions=sessions, limits=limits, memory_bytes=machine["MemTotal"])
     try:
         await pool.fill(limits)
+        container = await pool.take(limits)
+        sandbox.protections = container.protections
+        pool.give_back(container, sound=True)
         await sandbox.run("pass")
     except SandboxError as error:
         await sandbox.close()
@@ -152,11 +155,17 @@ def _shape(limits: Limits) -> object:
 
 
 class DockerSandbox(SlotSandbox["Container"]):
-    """Executions in warm containers. Opened by `open_sandbox`."""
+    """Executions in warm containers. Opened by `open_sandbox`.
+
+    Attributes:
+        protections: what holds a candidate besides the container: Landlock's version, 0 where the kernel or the
+            engine's seccomp profile has none, and whether a cgroup that PID 1 can read counts its memory.
+    """
 
     def __init__(self, client: DockerClient, pool: WarmPool[Container], *, sessions: int, limits: Limits,
                  memory_bytes: int) -> None:
         super().__init__(pool, sessions=sessions, limits=limits, memory_bytes=memory_bytes)
+        self.protections: dict[str, Any] = {}
         self._client = client
 
     async def close(self) -> None:
@@ -307,9 +316,9 @@ def sweep(client: DockerClient) -> None:
             remove(client, found.id)
 
 
-def owner() -> str:
-    """Name this process so that another one can tell whether it still lives."""
-    return f"{_machine()} {_process(str(os.getpid()))}"
+def owner(pid: int | None = None) -> str:
+    """Name a process (None: this one) so that another one can tell whether it still lives."""
+    return f"{_machine()} {_process(str(pid or os.getpid()))}"
 
 
 def _machine() -> str:

@@ -99,6 +99,9 @@ async def open_sandbox(
     sandbox = E2bSandbox(pool, sessions=sessions, limits=limits)
     try:
         await pool.fill(limits)
+        machine = await pool.take(limits)
+        sandbox.protections = machine.protections
+        pool.give_back(machine, sound=True)
         await sandbox.run("pass")
     except SandboxError as error:
         await sandbox.close()
@@ -228,11 +231,16 @@ class Machine(WarmSlot):
 
 
 class E2bSandbox(Sandbox):
-    """Executions in machines at E2B. Opened by `open_sandbox`; belongs to one event loop."""
+    """Executions in machines at E2B. Opened by `open_sandbox`; belongs to one event loop.
+
+    Attributes:
+        protections: what the local sandbox in the machines obtained there.
+    """
 
     def __init__(self, pool: WarmPool[Machine], *, sessions: int, limits: Limits) -> None:
         self.limits = limits
         self.pool = pool
+        self.protections: dict[str, Any] = {}
         self._sessions = asyncio.Semaphore(sessions)
 
     async def run(self, code: str | None = None, *, argv: Sequence[str] | None = None, stdin: bytes = b"",

@@ -26,15 +26,16 @@ from typing import TYPE_CHECKING, Any
 from packaging.requirements import Requirement
 
 from turncredit.errors import UserError
+from turncredit.sandboxes.zygote import root
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
 REPOSITORY = "turncredit-python"
 PREPARED = "turncredit-prepared"
-PREPARATION = """
-python3 -c 'import sys, ctypes; sys.exit(sys.version_info < (3, 9))'
-rm -rf /tmp /var/tmp; mkdir -p /var; ln -s /sandbox/tmp /tmp; ln -s /sandbox/tmp /var/tmp
+PREPARATION = f"""
+python3 -c 'import sys, ctypes; sys.exit(sys.version_info < (3, 10))'
+rm -rf /tmp /var/tmp; mkdir -p /var; ln -s {root.TEMPORARY} /tmp; ln -s {root.TEMPORARY} /var/tmp
 """
 RECIPE = 1  # counted up when what goes into the image changes
 PROGRAMS = (
@@ -88,7 +89,7 @@ def prepare_image(client: DockerClient, name: str) -> str:
     """Return the name of an image like `name` whose /tmp leads to the scratch folder, making it where needed.
 
     Raises:
-        UserError: there is no such image, or no Python 3.9 or later in it.
+        UserError: there is no such image, or no Python 3.10 or later in it.
     """
     from docker.errors import APIError, ImageNotFound
 
@@ -98,7 +99,8 @@ def prepare_image(client: DockerClient, name: str) -> str:
         raise UserError(f"image {name!r} is not on the Docker engine and can't be pulled "
                         f"({error.explanation}): name another, or none to have one made of this Python"
                         ) from error
-    tag = f"{PREPARED}:{wanted.id.partition(':')[2][:24]}"
+    recipe = hashlib.sha256(f"{wanted.id} {PREPARATION}".encode()).hexdigest()
+    tag = f"{PREPARED}:{recipe[:24]}"
     try:
         client.images.get(tag)
         return tag
@@ -109,7 +111,7 @@ def prepare_image(client: DockerClient, name: str) -> str:
     try:
         built.start()
         if built.wait()["StatusCode"]:
-            raise UserError(f"image {name!r} has no Python 3.9 or later with ctypes as python3: name another")
+            raise UserError(f"image {name!r} has no Python 3.10 or later with ctypes as python3: name another")
         built.commit(*tag.split(":"))
     except APIError as error:
         raise UserError(f"image {name!r} has no shell ({error.explanation}): name another") from error
@@ -136,7 +138,7 @@ def interpreter() -> Path:
 def image_name(wanted: Sequence[importlib.metadata.Distribution] = ()) -> str:
     """Return a name that changes whenever the image would."""
     versions = sorted(f"{each.name}=={each.version}" for each in wanted)
-    parts = [RECIPE, sys.version, str(interpreter()), *versions]
+    parts = [RECIPE, root.TEMPORARY, sys.version, str(interpreter()), *versions]
     version = ".".join(map(str, sys.version_info[:3]))
     return f"{REPOSITORY}:{version}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
@@ -169,10 +171,10 @@ def write_archive(path: Path, wanted: Sequence[importlib.metadata.Distribution] 
     files |= _libraries(list(files.values()))
     links = _root_links()
     placed = {_resolved(place, links): source for place, source in files.items()}
-    links |= {Path("/tmp"): Path("/sandbox/tmp"), Path("/var/tmp"): Path("/sandbox/tmp"),
-              Path("/usr/bin/python3"): interpreter()}
+    temporary = Path(root.TEMPORARY)
+    links |= {Path("/tmp"): temporary, Path("/var/tmp"): temporary, Path("/usr/bin/python3"): interpreter()}
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
-        for folder in ("proc", "sys", "dev", "sandbox", "var"):
+        for folder in ("proc", "sys", "dev", "var"):
             archive.addfile(_entry(Path("/", folder), tarfile.DIRTYPE, mode=0o755))
         for place, source in sorted(placed.items()):
             # Everyone may read it, and run it where its owner may, whatever its mode is here.
