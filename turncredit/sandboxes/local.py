@@ -26,7 +26,7 @@ PRELOAD = (
 )
 # What code finds in its environment in every home; the search paths are each home's own.
 ENVIRONMENT = {
-    "HOME": root.WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8", "USER": "sandbox",
+    "HOME": root.WORK, "TMPDIR": root.TEMPORARY, "LANG": "C.UTF-8", "USER": "sandbox",
     "PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
 }
@@ -88,7 +88,7 @@ async def open_sandbox(
         SandboxError: it is all there, and still does not run.
     """
     limits = limits or Limits()
-    slots = slots or 2 * len(os.sched_getaffinity(0))
+    slots = 2 * len(os.sched_getaffinity(0)) if slots is None else slots
     for name, count in (("slots", slots), ("sessions", sessions), ("recycle_after", recycle_after)):
         if count < 1:
             raise UserError(f"{name} is {count}: it must be at least 1")

@@ -10,7 +10,6 @@ import resource
 import signal
 import socket
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,11 +24,9 @@ class Confinement:
     """What a slot's candidates are held by; made once for all of them."""
 
     uid: int | None  # None: the user's own, in a user namespace of the candidate's own
-    landlock: int  # the kernel's version, 0 for none
-    seccomp: bytes
-    network: bool
+    landlock: int | None  # the descriptor of its policy
+    seccomp: bytes | None  # its filter; None where the slot's own is inherited
     data_bytes: int  # writable memory that every fork of the slot starts with
-    readable: Sequence[str] = ("/",)  # trees that Landlock leaves to it
 
 
 def live(held: Confinement, word: socket.socket, status: int) -> NoReturn:
@@ -87,9 +84,10 @@ def confine(held: Confinement) -> None:
         enter_user_namespace()  # where its processes are counted apart from the user's others
         syscalls.drop_capabilities()
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    if held.landlock:
-        landlock.restrict(held.landlock, held.readable, [root.SCRATCH, "/dev/null"], network=held.network)
-    seccomp.install(held.seccomp)
+    if held.landlock is not None:
+        landlock.restrict(held.landlock)
+    if held.seccomp is not None:
+        seccomp.install(held.seccomp)
 
 
 def enter_user_namespace() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "turncredit-"
-OWN_USE = 32 << 20  # bytes left to the slot itself on top of the candidate's memory
+OWN_USE = 12 << 20  # bytes left to the slot itself (it uses 4 MB) on top of the candidate's memory
 OWN_PROCESSES = 1  # the slot
 
 

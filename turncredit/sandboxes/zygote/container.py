@@ -82,15 +82,23 @@ def main() -> None:
     ours = [sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "zygote"]
     gc.collect()
     gc.freeze()  # forks share what the collector never touches
-    readable = [f"/{name}" for name in os.listdir("/") if name != "sys"]  # which tells about the host
     held = candidate.Confinement(
-        uid=uid, landlock=landlock.abi(), readable=[path for path in readable if os.path.exists(path)],
-        network=config["network"], data_bytes=slot.writable_bytes(),
-        seccomp=seccomp.program(network=config["network"], shared_memory=cgroup.counts_memory))
-    protections: dict[str, Any] = {"landlock": held.landlock, "counts_memory": cgroup.counts_memory}
+        uid=uid, data_bytes=slot.writable_bytes(), **confinement(cgroup.counts_memory, config["network"]))
+    protections: dict[str, Any] = {"landlock": landlock.abi(), "counts_memory": cgroup.counts_memory}
     parent.send({"ready": protections, "memory_bytes": held.data_bytes})
     slot.serve_requests(held, cgroup, parent, Scratch(uid))
     ours.clear()  # held until here: a module's death takes away what its functions use
+
+
+def confinement(counts_memory: bool, network: bool) -> dict[str, Any]:
+    """Return the Landlock policy and the seccomp filter of candidates; what they can inherit is put on here."""
+    tops = [f"/{name}" for name in os.listdir("/") if name != "sys"]  # which tells about the host
+    policy = slot.policy(landlock.abi(), network=network, readable=[top for top in tops if os.path.exists(top)])
+    inherited = counts_memory and policy is not None  # as in slot.serve
+    filters = seccomp.program(network=network, shared_memory=counts_memory, for_slot=inherited)
+    if inherited:
+        seccomp.install(filters)
+    return {"landlock": policy, "seccomp": None if inherited else filters}
 
 
 def missing(limits: dict[str, Any], uid: int) -> list[str]:
