@@ -203,6 +203,20 @@ def test_asserts_of_other_shapes_are_judged_too(home: str, name: str) -> None:
     assert not judge_code("def f(xs):\n    return tuple(sorted(set(xs)))", tests, home).passed
 
 
+@pytest.mark.parametrize("source", [
+    "assert f(2) == 25", "assert 25 == f(2)", "assert f(2) == 25 and True", "assert not f(2) != 25",
+    "def g():\n    return 25\nassert f(2) == g()", "def g():\n    return 25\nassert g() == f(2)",
+    "def check(candidate):\n    x = candidate(2)\n    assert x == 25",
+    "def check(c):\n    y = [25][0]\n    assert c(2) == y",
+])
+def test_a_float_does_not_stand_for_an_int_on_either_side(home: str, source: str) -> None:
+    tests = CodeTests([Asserts(source)], "f")
+    assert judge_code("def f(n):\n    return 25", tests, home).passed
+    assert not judge_code("def f(n):\n    return 25.0", tests, home).passed
+    floats_wanted = CodeTests([Asserts(source.replace("25", "25.0"))], "f")
+    assert judge_code("def f(n):\n    return 25", floats_wanted, home).passed
+
+
 def test_options_of_equality_hold_in_asserts_of_every_shape(home: str) -> None:
     for source in ("assert f(2) == [1, 2]", "def g(x):\n    return x\nassert g(f(2)) == [1, 2]"):
         program = "def f(n):\n    return (1, 2)"
