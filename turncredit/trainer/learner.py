@@ -97,9 +97,10 @@ class Learner:
         return one
 
     @torch.no_grad()
-    def weights(self, credited: Sequence[CreditedEpisode]) -> list[NDArray[np.float32]]:
-        """The token weights of a whole group at once, before the update: [generated] for each episode."""
-        weights = [np.ones(one.episode.generated_count, np.float32) for one in credited]
+    def weights(self, credited: Sequence[CreditedEpisode]) -> list[NDArray[np.float32] | None]:
+        """The token weights of a whole group at once, before the update: [generated] for each episode; None where
+        an episode has no teacher."""
+        weights: list[NDArray[np.float32] | None] = [None] * len(credited)
         with_teacher = [i for i, one in enumerate(credited) if one.teacher_prompt is not None]
         parts = pack_by_tokens([credited[i].padded_length for i in with_teacher], self.settings.micro_batch_tokens)
         order = [with_teacher[i] for part in parts for i in part]

@@ -79,14 +79,15 @@ def warm_start(config: Config, policy: Policy, on_step: Callable[[int, float, fl
     settings = config.warmstart
     assert settings is not None
     shown = demonstrations(settings, policy.chat, config.model.tool_calls, settings.demonstrations, config.seed)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.01)
     success: float | None = None
     for step in range(settings.steps):
         rng = np.random.default_rng(seed_of(config.seed, "warmstart", step))
         batch = [_conversation(config, policy, shown[i], rng.random() < settings.with_reference)
                  for i in rng.integers(len(shown), size=settings.batch)]
-        for group in optimizer.param_groups:  # linear warm-up; constant afterwards, since the end is not known
-            group["lr"] = settings.lr * min(1.0, (step + 1) / 20)
+        for group in optimizer.param_groups:  # a linear warm-up, then a linear way down to a tenth
+            group["lr"] = settings.lr * min(1.0, (step + 1) / 20, 1.0 - 0.9 * step / settings.steps)
         loss = _supervised_step(policy, optimizer, batch, config.trainer.micro_batch_tokens)
         if settings.until_success is not None and (step + 1) % settings.check_every == 0:
             success = _success(config, policy)
