@@ -206,7 +206,7 @@ def test_values_made_to_hurt_the_judge_fail_the_candidate_alone(home: str, bomb:
 
 
 def test_other_answers_from_pass_to_pass_are_the_candidates_failure(home: str) -> None:
-    source = "for n in range(9):\n    x = f(n)\n    if x > 0.5:\n        assert f(x) == 1\n    assert x < 9"
+    source = "for n in range(40):\n    x = f(n)\n    if x > 0.5:\n        assert f(x) == 1\n    assert x < 9"
     fickle = "import os\ndef f(n):\n    return int.from_bytes(os.urandom(4), 'big') / 2 ** 32"
     assert judged(fickle, source, home).passed is False
     assert judged("def f(n):\n    return 1.0 if n else 0.0", source.replace("== 1", "== 1.0"), home).passed

@@ -53,9 +53,10 @@ class Pass:
     def __init__(self, job: dict[str, Any]) -> None:
         self.known: list[Any] = job["steps"]
         self.records: list[dict[str, Any]] = job["records"]
-        # a call's answer from elsewhere in the last run: good enough to guess with, never to judge by
-        self.hints = {json.dumps(step): record for step, record in zip(self.known, self.records)
-                      if isinstance(step["on"], str) and "value" in record}
+        self.any_order: bool = job["any_order"]
+        # a call's answer from elsewhere in the last run: to guess with, and to judge by in any order
+        self.hints = {json.dumps(step): number for number, step in enumerate(self.known)
+                      if isinstance(step["on"], str) and "opaque" not in self.records[number]}
         self.equality = Equality(**job["equality"])
         self.shared: dict[str, type] = {}
         self.steps: list[dict[str, Any]] = []
@@ -69,13 +70,16 @@ class Pass:
         number = len(self.steps)
         step = {"on": on, "do": do, "with": given}
         self.steps.append(step)
-        if self.guessed or number >= len(self.records) or self.known[number] != step:
-            self.guessed = True
-            hint = self.hints.get(json.dumps(step))
-            return self._value(hint) if hint else Remote(Origin(self, kind, number))
-        record = self.records[number]
+        if not self.guessed and number < len(self.records) and self.known[number] == step:
+            answered: int | None = number
+        else:
+            answered = self.hints.get(json.dumps(step))
+            self.guessed |= answered is None or not self.any_order
+        if answered is None:
+            return Remote(Origin(self, kind, number))
+        record = self.records[answered]
         if "value" not in record and "opaque" not in record:
-            raise _error(record, number)
+            raise _error(record, answered)
         if "opaque" in record:
             self.results.append("something that is no plain value")
             return Remote(Origin(self, kind, number, known=True))
