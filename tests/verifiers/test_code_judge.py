@@ -186,6 +186,13 @@ def check(candidate):
         state = candidate(state + [n])
     assert state == sorted({3, 1, *range(30)})
 """,
+    "a wrapped candidate": """
+def as_given(f):
+    return lambda *args: f(list(args))
+def check(candidate):
+    assert candidate(3, 1, 3) == [1, 3]
+check(as_given(f))
+""",
     "a helper that asserts": """
 def agree(out, exp, atol):
     exact = out == exp

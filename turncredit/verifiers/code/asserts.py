@@ -112,6 +112,8 @@ class _Reader:
             match statement:
                 case ast.Expr(value=ast.Call(func=ast.Name(id="check"), args=[target], keywords=[])) if check:
                     called = True
+                    if not self.is_candidates(target):
+                        raise NotConvertible(f"line {statement.lineno} checks {ast.unparse(target)}")
                     yield from self.check_function(check, ast.unparse(target))
                 case _:
                     yield from self.statement(statement)
