@@ -203,12 +203,12 @@ class Episode:
     @property
     def token_ids(self) -> TokenIds:
         """All token ids in order, [tokens]."""
-        return np.concatenate([s.token_ids for s in self.segments])
+        return np.concatenate([np.zeros(0, np.int32), *(s.token_ids for s in self.segments)])
 
     @property
     def generated(self) -> Mask:
         """True at the tokens that the policy generated, [tokens]."""
-        return np.concatenate([np.full(len(s.token_ids), s.generated) for s in self.segments])
+        return np.concatenate([np.zeros(0, np.bool_), *(np.full(len(s.token_ids), s.generated) for s in self.segments)])
 
     @property
     def logprobs(self) -> Floats:

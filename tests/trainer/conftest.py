@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 
 from turncredit.agents.tiny import CHAT_TEMPLATE, learn_tokenizer, make_tiny_model
 from turncredit.config import parse_config
@@ -16,10 +15,7 @@ from turncredit.rollout import Budget, Rollout, TaskRef
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.warmstart import texts_of, warm_start
 
-# One thread is faster than two that wait for each other; examples that are drawn the same way make a failure stay.
-torch.set_num_threads(1)
-settings.register_profile("trainer", max_examples=40, deadline=None, derandomize=True)
-settings.load_profile("trainer")
+torch.set_num_threads(1)  # faster than two that wait for each other
 
 LLAMA3 = (
     "<|begin_of_text|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"

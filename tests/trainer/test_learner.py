@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
 from turncredit.config import ModelConfig, TeacherConfig, TrainerConfig
 from turncredit.episode import Group
@@ -408,12 +408,32 @@ def policy_with(model_class, config_class, tokenizer, **settings):
 
 
 @pytest.fixture
+def gpt2(policy_of):
+    """A model with dropout."""
+    return policy_with(GPT2LMHeadModel, GPT2Config, policy_of().tokenizer, n_embd=32, n_layer=2, n_head=2,
+                       n_positions=512, attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3)
+
+
+@pytest.fixture
 def phi(policy_of):
     """A model whose output head has a bias."""
     policy = policy_with(PhiForCausalLM, PhiConfig, policy_of().tokenizer, hidden_size=32, intermediate_size=32,
                          num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=512)
     torch.nn.init.normal_(policy.head.bias)
     return policy
+
+
+def test_a_model_with_dropout_is_scored_without_it(gpt2, sample_groups, judged_as):
+    """What was sampled is what is scored: dropout would blur ratios, and the teacher's KL most of all."""
+    groups = [judged_as(sample_groups(gpt2)[0], "++--")]
+    learner = learner_of(gpt2)
+    for _ in range(2):  # the second credit comes after an update
+        _, credit, update = gradient_of_update(learner, groups)
+        drift = update["drift_max"]
+        again = learner.weights(credit.episodes), learner.weights(credit.episodes)
+        assert all(np.array_equal(one, other) for one, other in zip(*again))
+        groups = [judged_as(sample_groups(gpt2, seed=5)[0], "++--")]
+        assert drift <= 1e-4
 
 
 def test_a_head_with_a_bias_is_scored_with_it(phi, sample_groups, judged_as):
