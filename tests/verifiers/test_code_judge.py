@@ -179,6 +179,20 @@ def check(candidate):
             assert second == [n, 99]
     assert total == 1254
 """,
+    "a state handed on": """
+def check(candidate):
+    state = [3, 3, 1]
+    for n in range(30):
+        state = candidate(state + [n])
+    assert state == sorted({3, 1, *range(30)})
+""",
+    "a wrapped candidate": """
+def as_given(f):
+    return lambda *args: f(list(args))
+def check(candidate):
+    assert candidate(3, 1, 3) == [1, 3]
+check(as_given(f))
+""",
     "a helper that asserts": """
 def agree(out, exp, atol):
     exact = out == exp
@@ -203,6 +217,38 @@ def test_asserts_of_other_shapes_are_judged_too(home: str, name: str) -> None:
     assert not judge_code("def f(xs):\n    return tuple(sorted(set(xs)))", tests, home).passed
 
 
+@pytest.mark.parametrize("source", [
+    "assert f(2) == 25", "assert 25 == f(2)", "assert f(2) == 25 and True", "assert not f(2) != 25",
+    "def g():\n    return 25\nassert f(2) == g()", "def g():\n    return 25\nassert g() == f(2)",
+    "def check(candidate):\n    x = candidate(2)\n    assert x == 25",
+    "def check(c):\n    y = [25][0]\n    assert c(2) == y",
+])
+def test_a_float_does_not_stand_for_an_int_on_either_side(home: str, source: str) -> None:
+    tests = CodeTests([Asserts(source)], "f")
+    assert judge_code("def f(n):\n    return 25", tests, home).passed
+    assert not judge_code("def f(n):\n    return 25.0", tests, home).passed
+    floats_wanted = CodeTests([Asserts(source.replace("25", "25.0"))], "f")
+    assert judge_code("def f(n):\n    return 25", floats_wanted, home).passed
+
+
+def test_a_candidates_draws_are_the_same_each_time(home: str) -> None:
+    program = "import random\ndef f(n):\n    return random.random()"
+    source = "values = {f(n) for n in range(5)}\nif len(values) == 5:\n    assert f(sorted(values)[0]) not in values"
+    assert judge_code(program, CodeTests([Asserts(source)], "f"), home).passed
+
+
+def test_asserts_that_walk_a_set_in_any_order_are_judged(home: str) -> None:
+    shuffled = "import os\nwords = sorted(map(str, range(20)), key=lambda word: os.urandom(4))\n"
+    tests = CodeTests([Asserts(shuffled + "for word in words:\n    assert f(word) == int(word)")], "f")
+    assert judge_code("def f(word):\n    return int(word)", tests, home).passed
+    assert judge_code("def f(word):\n    return int(word) + 1", tests, home).passed is False
+    report = judge_code("def f(word):\n    return int(word) // (word != '7')", tests, home)
+    assert statuses(report).count("ERROR") == 1 and statuses(report).count("PASSED") == 19
+    never = "import os\nassert len(f(os.urandom(4).hex())) == 8"
+    report = judge_code("def f(word):\n    return word", CodeTests([Asserts(never)], "f"), home)
+    assert report.passed is None and "each time" in report.reason
+
+
 def test_options_of_equality_hold_in_asserts_of_every_shape(home: str) -> None:
     for source in ("assert f(2) == [1, 2]", "def g(x):\n    return x\nassert g(f(2)) == [1, 2]"):
         program = "def f(n):\n    return (1, 2)"
@@ -218,7 +264,7 @@ def test_options_of_equality_hold_in_asserts_of_every_shape(home: str) -> None:
 ])
 def test_tests_that_cannot_run_are_unknown_and_no_zero(home: str, source: str, word: str,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("turncredit.verifiers.code.remote._PASS_LIMITS", Limits(wall_s=1.0, cpu_s=1.0))
+    monkeypatch.setattr("turncredit.verifiers.code.remote._PASS_S", 1.0)
     report = judge_code("def f(n):\n    return n", CodeTests([Asserts(source)], "f"), home)
     assert report.passed is None and report.reward is None and word in report.reason
     assert report.message() == "The tests could not be run."
