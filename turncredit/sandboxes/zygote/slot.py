@@ -1,0 +1,97 @@
+"""A slot: PID 1 of a pid namespace, with a root file system, a network and a cgroup.
+
+It never reads what passes through it: code, input and output stay in kernel memory, and no candidate is
+forked with a trace of an earlier one. A candidate can't signal PID 1 of its own namespace, nor trace a
+process that has another user, or more capabilities than it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from . import candidate, cgroups, files, packets, root, seccomp, session, syscalls
+from .execution import HUNG_UP, PAGE, Execution
+
+APART = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWCGROUP
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all slots of a pool have in common."""
+
+    privileged: bool  # real root: no user namespace, and every slot's candidates have a user id of their own
+    uids: range  # a slot takes one by its number
+    landlock: int  # the kernel's version, 0 for none
+    readable: list[str]
+    hidden: list[str]
+    scratch: dict[str, int]  # file_bytes and files: the limits that a scratch folder is made ready for
+
+
+def serve(settings: Settings, pool: cgroups.Pool, number: int, parent: socket.socket, *,
+          network: bool) -> None:
+    """Build the slot, say that it is ready, and serve until the parent hangs up."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+    uid = settings.uids[number % len(settings.uids)] if settings.privileged else None
+    try:
+        cgroup = cgroups.SlotCgroup(pool, number)
+        counted = cgroup.counts_memory
+        syscalls.unshare(APART if network else APART | syscalls.CLONE_NEWNET)
+        syscalls.sethostname("sandbox")
+        root.build(settings.readable, settings.hidden, uid=os.getuid() if uid is None else uid,
+                   network=network, zero_device=counted)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    except OSError as error:
+        packets.send(parent, {"error": str(error)})
+        return
+    held = candidate.Confinement(
+        uid=uid, landlock=settings.landlock, network=network, data_bytes=_writable_bytes(),
+        seccomp=seccomp.program(network=network, shared_memory=counted))
+    nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    packets.send(parent, {"ready": True})
+    while True:
+        root.fresh_scratch(**settings.scratch, owner=uid)
+        execution = Execution(held, cgroup, parent, nowhere)
+        packet = packets.receive(parent)
+        if packet is None:
+            return
+        request, descriptors = packet
+        scratch = {name: request["limits"][name] for name in settings.scratch}
+        if scratch != settings.scratch:
+            root.resize_scratch(**scratch)
+        if request["op"] == "session":
+            session.serve(execution, request, uid)
+            return
+        if _run(execution, request, descriptors[0]) == HUNG_UP:
+            return
+        os.close(descriptors[0])
+        execution.close()
+        syscalls.unmount(root.SCRATCH)
+
+
+def _run(execution: Execution, request: dict[str, Any], store: int) -> str | None:
+    """Carry out one request and answer it; return HUNG_UP where nobody waits for the answer."""
+    code_length, stdin_length = request["blobs"][:2]
+    execution.go(request, [store])
+    execution.give_stdin(store, code_length, stdin_length)
+    cut = execution.wait(execution.over, wall_s=request["limits"]["wall_s"])
+    execution.end()
+    if cut == HUNG_UP:
+        return cut
+    if why := execution.failure():
+        packets.send(execution.parent, {"error": why})
+        return cut
+    collected = packets.store(()) if request["collect"] else -1
+    found = files.collect(request["collect"], request["limits"]["file_bytes"], collected)
+    execution.answer({**execution.verdict(cut), "files": [path for path, _ in found]},
+                     collected, [length for _, length in found])
+    if collected >= 0:
+        os.close(collected)
+    return cut
+
+
+def _writable_bytes() -> int:
+    """Return this process's writable private memory, which RLIMIT_DATA counts in every fork of it."""
+    return int(syscalls.read_file("/proc/self/statm").split()[5]) * PAGE
