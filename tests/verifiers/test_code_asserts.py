@@ -21,7 +21,7 @@ def outcome(check: Check, function: Callable[..., Any]) -> str | None:
     return check.difference(found, Equality())
 
 
-SQUARE: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
+ASSERTS: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
     ("assert candidate(3) == 9", lambda x: x * x, lambda x: x + x),
     ("assert 9 == candidate(3)", lambda x: x * x, lambda x: 9.0),
     ("assert candidate(x=3) == 9", lambda x: x * x, lambda x: True),
@@ -49,13 +49,15 @@ SQUARE: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
     ("for n in range(2, 5):\n    assert candidate(n) == n * n", lambda x: x * x, lambda x: 4),
     ("for n, m in [(1, 2), (2, 4)]:\n    assert candidate(n) == m", lambda x: 2 * x, lambda x: 2),
     ("data = [1, 2]\nwanted = 2 * data\nassert candidate(data) == wanted", lambda x: x + x, lambda x: x),
-    ("def check(candidate):\n    '''text'''\n    assert candidate(3) == 9\n    assert True, 'ok'", lambda x: 9, lambda x: 8),
+    ("def check(candidate):\n    '''text'''\n    assert candidate(3) == 9\n    assert True, 'ok'",
+     lambda x: 9, lambda x: 8),
     ("def check(f):\n    assert f(3) == 9\ncheck(candidate)", lambda x: 9, lambda x: 8),
-    ("METADATA = {'author': 'x'}\ndef check(candidate):\n    import math\n    assert candidate(3) == 9", lambda x: 9, lambda x: 8),
+    ("METADATA = {'author': 'x'}\ndef check(candidate):\n    import math\n    assert candidate(3) == 9",
+     lambda x: 9, lambda x: 8),
 ]
 
 
-@pytest.mark.parametrize(("source", "right", "wrong"), SQUARE, ids=[source for source, _, _ in SQUARE])
+@pytest.mark.parametrize(("source", "right", "wrong"), ASSERTS, ids=[source for source, _, _ in ASSERTS])
 def test_an_assert_holds_of_a_right_function_and_fails_a_wrong_one(source: str, right: Callable[..., Any],
                                                                  wrong: Callable[..., Any]) -> None:
     checks = convert(source, "candidate")

@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from turncredit.verifiers.code.equality import Equality, shown
@@ -239,13 +240,16 @@ class _Strict(ast.NodeTransformer):
         return ast.copy_location(call if isinstance(node.ops[0], ast.Eq) else ast.UnaryOp(ast.Not(), call), node)
 
 
+def _noting(source: str, name: str) -> CodeType:
+    return compile(ast.fix_missing_locations(_Noting().visit(ast.parse(source))), name, "exec")
+
+
 def _run(run: Pass, job: dict[str, Any], names: dict[str, Any]) -> None:
-    exec(compile(job["setup"], "setup.py", "exec"), names)
+    exec(_noting(job["setup"], "setup.py"), names)
     run.shared = {name: names[name] for name in job["shared"] if isinstance(names.get(name), type)}
     for name in job["names"]:
         names[name] = Remote(Origin(run, "name", name, known=True))
-    tree = ast.fix_missing_locations(_Noting().visit(ast.parse(job["source"])))
-    exec(compile(tree, "asserts.py", "exec"), names)
+    exec(_noting(job["source"], "asserts.py"), names)
     if job["calls_check"]:
         names["check"](Remote(Origin(run, "name", job["entry_point"], known=True)))
 

@@ -71,12 +71,14 @@ async def _run_asserts(sandbox: Sandbox, tests: CodeTests, test: Asserts, steps:
 
 def _remote_names(test: Asserts, entry_point: str) -> tuple[bool, list[str]]:
     """Is `check` to be called, and which names of the source are the candidate's?"""
-    tree = ast.parse(test.source)
+    tree, setup = ast.parse(test.source), ast.parse(test.setup)
+    if not any(isinstance(node, ast.Assert) for node in [*ast.walk(tree), *ast.walk(setup)]):
+        raise AssertsBroken("they have no assert")
     defines_check = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in tree.body)
     calls_check = defines_check and not any(
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "check"
         for node in tree.body)
-    bound = defined(tree) | defined(ast.parse(test.setup))
+    bound = defined(tree) | defined(setup)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     free = {name for name in used - bound if not hasattr(builtins, name)}
     if entry_point or defines_check:  # as in `asserts.py`: other names of the candidate's are classes

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from turncredit.episode import Outcome, Task, Verdict
 from turncredit.verifiers.code.cases import CodeTests
 from turncredit.verifiers.code.shared import judge_code
 
-_FENCED = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$",
-                     re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_PYTHON = {"", "python", "python3", "py"}
 LONGEST_PROGRAM = 200_000  # characters
 
 
@@ -41,6 +38,17 @@ class HiddenTests:
 
 
 def program_of(answer: str) -> str:
-    """The program in an answer: its last fenced block of Python, or all of it."""
-    blocks = _FENCED.findall(answer)
-    return blocks[-1] if blocks else answer
+    """The program in an answer: its last fenced block of Python, or all of it where it has none."""
+    found, language = answer, None
+    block: list[str] = []
+    for line in [*answer.splitlines(keepends=True), "```"]:  # a block that is cut off ends here
+        fence = line.strip().startswith("```")
+        if fence and language is None:
+            language, block = line.strip().strip("`").strip().lower(), []
+        elif fence:
+            if language in _PYTHON and block:
+                found = "".join(block)
+            language = None
+        else:
+            block.append(line)
+    return found
