@@ -54,13 +54,13 @@ class Execution:
         self.limits: dict[str, Any] = {}
         self.wait_status: int | None = None  # of the candidate's own process
         self.peak_bytes = self.largest_bytes = 0
-        self.base_bytes = _private_bytes("self")
+        self.base_bytes, self.base_resident = _memory("self")
         stdin, self._stdin = os.pipe()
         out, out_write = os.pipe()
         err, err_write = os.pipe()
         self._status, status_write = os.pipe()
         self._word, word = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        gc.freeze()  # so that the candidate's collector starts from nothing, and touches (copies) nothing of ours
+        gc.freeze()  # the candidate's collector starts from nothing: what it touches of ours would be copied
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -159,7 +159,7 @@ class Execution:
                 pid, status, used = os.wait4(-1, options)
                 if pid == 0:
                     return
-                self.largest_bytes = max(self.largest_bytes, used.ru_maxrss * 1024 - self.base_bytes)
+                self.largest_bytes = max(self.largest_bytes, used.ru_maxrss * 1024 - self.base_resident)
                 if pid == self.pid:
                     self.wait_status = status
                     if self._ended in self.ready:
@@ -186,7 +186,7 @@ class Execution:
                 try:
                     stat = syscalls.read_file(f"/proc/{name}/stat")
                     ticks += sum(map(int, stat.rpartition(b")")[2].split()[11:15]))
-                    memory += max(0, _private_bytes(name) - self.base_bytes)
+                    memory += max(0, _memory(name)[0] - self.base_bytes)
                 except (FileNotFoundError, ProcessLookupError):
                     continue
         return Usage(ticks / TICKS + _reaped_cpu_s() - self.cpu_before, memory)
@@ -258,7 +258,7 @@ def _reaped_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _private_bytes(process: str) -> int:
-    """Return a process's resident pages that are no file's and no tmpfs's."""
-    fields = syscalls.read_file(f"/proc/{process}/statm").split()
-    return (int(fields[1]) - int(fields[2])) * PAGE
+def _memory(process: str) -> tuple[int, int]:
+    """Return a process's resident bytes that are no file's and no tmpfs's, and all its resident bytes."""
+    _, resident, shared, *_ = map(int, syscalls.read_file(f"/proc/{process}/statm").split())
+    return (resident - shared) * PAGE, resident * PAGE

@@ -43,7 +43,7 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "msgget": (68, 186), "mq_open": (240, 180),
 }
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, AUDIT_ARCH_*
-SOCKET, SOCKETPAIR, CLONE, MMAP = (41, 198), (53, 199), (56, 220), (9, 222)
+SOCKET, SOCKETPAIR, CLONE, MMAP, PRLIMIT = (41, 198), (53, 199), (56, 220), (9, 222), (302, 261)
 CLONE3 = 435
 NEW_NAMESPACE = 0x7E020000  # every CLONE_NEW* flag that clone takes
 MAP_SHARED, MAP_ANONYMOUS = 1, 0x20
@@ -100,6 +100,12 @@ def program(*, network: bool, shared_memory: bool, machine: str = syscalls.MACHI
     step(EQUAL, CLONE[column], 0, 4)
     step(LOAD, _argument(0))
     step(ANY_BIT, NEW_NAMESPACE, 0, 1)
+    refuse()
+    step(RETURN, ALLOW)
+    # An ordinary user's candidate has its slot's user id, which is all that prlimit asks of a stranger.
+    step(EQUAL, PRLIMIT[column], 0, 4)
+    step(LOAD, _argument(0))
+    step(EQUAL, 0, 1, 0)
     refuse()
     step(RETURN, ALLOW)
     if not shared_memory:
