@@ -50,7 +50,7 @@ class MathPython(PythonEnv):
 
     def _checked(self, task: Task) -> Task:
         if "answer" not in task.hidden:
-            raise UserError(f"problems is {self._source}: its tasks have no answer, so there is nothing to compare with")
+            raise UserError(f"problems is {self._source}: its tasks have no answer to compare with")
         return task
 
     @tool

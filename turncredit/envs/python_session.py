@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from turncredit.sandboxes.base import KilledBy, Limits, Result, Sandbox, SandboxError, Session
 from turncredit.verifiers.code import shared
 
 SHOWN = 2000  # characters of an observation; what is longer loses its middle
-_WHY = {KilledBy.WALL: "it ran longer than {limits.wall_s:g} s", KilledBy.CPU: "it used more than {limits.cpu_s:g} s of "
-        "CPU time", KilledBy.MEMORY: "it used too much memory", KilledBy.SIGNAL: "it crashed"}
+_WHY = {KilledBy.WALL: "it ran longer than {limits.wall_s:g} s",
+        KilledBy.CPU: "it used more than {limits.cpu_s:g} s of CPU time",
+        KilledBy.MEMORY: "it used too much memory", KilledBy.SIGNAL: "it crashed"}
+T = TypeVar("T")
 _GONE = "A new interpreter was started: variables, imports and files that you made are gone."
 
 
@@ -94,7 +96,7 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
 
 
-def _wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
     return shared._sandboxes()._wait(coroutine)
 
 

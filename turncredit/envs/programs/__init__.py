@@ -9,12 +9,11 @@ from turncredit.envs.programs.pipelines import LEVEL, draw_pipeline
 from turncredit.envs.programs.simulations import SIMULATIONS
 from turncredit.envs.programs.template import Problem, Template
 
-__all__ = ["FUNCTIONS", "SIMULATIONS", "Problem", "Template", "draw_problem", "draw_pipeline"]
+__all__ = ["FUNCTIONS", "SIMULATIONS", "Problem", "Template", "draw_pipeline", "draw_problem"]
 
 
 def draw_problem(rng: np.random.Generator, split: str, level: int) -> Problem:
-    """A task of a level from 1 to 4: of the split's templates up to 3, of its compositions at 4; for "ood" a simulation.
-    """
+    """A task of a level from 1 to 4: from the split's templates up to 3, a composition at 4; for "ood" a simulation."""
     if split != "ood" and level == LEVEL:
         return draw_pipeline(rng, split)
     if split == "ood":
