@@ -67,17 +67,16 @@ def livecodebench(row: Row, split: str, settings: Settings) -> CodeProblem | Non
     """LiveCodeBench: programs and methods. Public and private tests together are parted by their number: the odd ones
     train, the even ones evaluate. None where no test is left for the split.
 
-    The statement shows the public tests, and they are the visible ones: the share of them in a half is small where the
-    file has private tests. In a file without those, public tests are all that judges, and scores should say so.
+    The visible tests are the public ones of the training half, so that evaluation shows none that it judges by but for
+    what stands in a statement. In a file without private tests such ones are all that judges: scores should say so.
     """
     public = _listed(row["public_test_cases"])
     every = public + decoded_tests(row.get("private_test_cases") or "[]")
     half = every[::2] if split == "train" else every[1::2]
     if not half:
         return None
-    plain = {**row, "public_test_cases": public, "half": half}
-    tests = formats.livecodebench(plain, "half", **settings)
-    visible = formats.livecodebench(plain, hidden=False, **settings) if public else None
+    tests = formats.livecodebench({**row, "half": half}, "half", **settings)
+    visible = formats.livecodebench({**row, "half": public[::2]}, "half", hidden=False, **settings) if public else None
     ask = _WHOLE_PROGRAM
     if row.get("starter_code"):
         ask = f"Write the method. Give the whole class.\n\n{row['starter_code']}"

@@ -34,7 +34,8 @@ class Domain:
         main: list[Row] = [{"id": i + 1, self.key: _pick(rng, self.keys)}
                 | {name: _pick(rng, texts) for name, texts in self.words.items()}
                 | {name: _number(rng, *bounds) for name, bounds in self.numbers.items()} for i in range(rows)]
-        other: list[Row] = [{self.key: key} | {name: _pick(rng, texts) for name, texts in self.about.items()} for key in self.keys]
+        other: list[Row] = [{self.key: key} | {name: _pick(rng, texts) for name, texts in self.about.items()}
+                            for key in self.keys]
         return {self.main: main, self.other: other}
 
 
