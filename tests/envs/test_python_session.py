@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import threading
 import time
@@ -13,7 +14,9 @@ import pytest
 
 import turncredit
 from turncredit.envs import python_session
+from turncredit.errors import UserError
 from turncredit.sandboxes.base import SandboxError
+from turncredit.sandboxes.local import LocalSandbox
 
 
 @pytest.fixture
@@ -98,6 +101,29 @@ def test_a_broken_sandbox_is_an_error_and_no_observation(env: Any, monkeypatch: 
     monkeypatch.setattr(python_session, "_shared_sandbox", broken)
     with pytest.raises(SandboxError, match="the engine is gone"):
         env.step(env.call("run", code="1"))
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    ({"home": "lokal"}, "sandbox 'lokal' is unknown; did you mean 'local'"),
+    ({"sandbox": {"slot": 2}}, "setting 'slot' is unknown to sandbox 'local'; did you mean 'slots'"),
+    ({"cell_s": 0}, "limits.wall_s is 0: it must be above 0"),
+])
+def test_a_bad_sandbox_is_refused_at_the_start(make: Any, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make("CodeRepl", **arguments)
+
+
+def test_a_judge_whose_sandbox_fails_gives_an_unknown_reward(env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise SandboxError("the engine is gone")
+
+    monkeypatch.setattr(LocalSandbox, "run", broken)
+    with pytest.raises(SandboxError, match="the engine is gone"):
+        env.step(env.call("test", program="pass"))
+    _, reward, terminated, _, info = env.step("def f(): pass")
+    assert terminated
+    assert math.isnan(reward)
+    assert info["verdict"].reward is None
 
 
 @pytest.mark.parametrize("ending", ["close", "reset", "verdict", "dropped"])

@@ -33,8 +33,10 @@ class Code(ProgramEnv):
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """A template with its parameters, some visible and more hidden tests."""
-        problem = draw_problem(rng, self.split, self.level)
-        cases = problem.cases(rng, VISIBLE + HIDDEN)
+        cases = None
+        while cases is None:
+            problem = draw_problem(rng, self.split, self.level)
+            cases = problem.cases(rng, VISIBLE + HIDDEN)
         examples = "\n".join(_example(problem, args, expected) for args, expected in cases[:VISIBLE])
         what = f"a Python function `{problem.signature.removeprefix('def ')}`"
         if problem.is_program:

@@ -19,6 +19,8 @@ class PythonEnv(ToolEnv):
         sandbox: settings of that home.
         cell_s: wall time of one call, in seconds.
         memory_mib: memory of the interpreter.
+    Raises:
+        UserError: the sandbox cannot be opened here, or a setting is wrong.
     """
 
     def __init__(self, home: str = "local", sandbox: Mapping[str, Any] | None = None, cell_s: float = 5.0,
@@ -27,6 +29,7 @@ class PythonEnv(ToolEnv):
         self.home, self.sandbox = home, dict(sandbox or {})
         limits = Limits(wall_s=cell_s, cpu_s=cell_s, memory_bytes=memory_mib * MIB)
         self._python = PythonSession(home, self.sandbox, limits)
+        self._python.open_sandbox()  # what is wrong with it is said at the start, not in the first episode
 
     def files(self) -> Mapping[str, bytes]:
         """Relative path -> content, of what the interpreter finds in its working folder."""

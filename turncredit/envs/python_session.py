@@ -31,6 +31,14 @@ class PythonSession:
         self._session: Session | None = None
         self._finalizer: Callable[[], object] | None = None
 
+    def open_sandbox(self) -> None:
+        """Open the shared sandbox, where it is not open yet.
+
+        Raises:
+            UserError: it cannot be opened here, or a setting is wrong.
+        """
+        _wait(_shared_sandbox(self.home, self.settings))
+
     def run(self, code: str, files: Callable[[], Mapping[str, bytes]]) -> str:
         """Run a cell and say what came of it.
 

@@ -10,7 +10,7 @@ from turncredit.episode import Outcome, Task, Verdict
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 _LABEL = re.compile(r"(?:the\s+)?(?:final\s+)?answer(?:\s*:|\s+is\b)", re.IGNORECASE)
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30})?(?:[eE][-+]?\d{1,3})?")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30})?(?:[eE][-+]?\d{1,3})?", re.ASCII)
 LONGEST = 1000  # characters of an answer's last line
 
 

@@ -75,16 +75,15 @@ class Problem:
         """The reference as an agent would write it."""
         return self.source + (_STDIN if self.is_program else "\n")
 
-    def cases(self, rng: np.random.Generator, count: int) -> list[tuple[tuple[Any, ...], Any]]:
-        """Different arguments, each with its expected value; no value is that of more than half of them.
+    def cases(self, rng: np.random.Generator, count: int) -> list[tuple[tuple[Any, ...], Any]] | None:
+        """Different arguments, each with its expected value, where no value is that of more than half of them.
 
-        Raises:
-            RuntimeError: the inputs do not vary that much.
+        None where there are not as many: a composition may come to the same whatever it is given.
         """
         function = _compiled(self.source, "solve" if self.is_program else self.name)
         found: dict[str, tuple[tuple[Any, ...], Any]] = {}
         seen: dict[str, int] = {}
-        for _ in range(100 * count):
+        for _ in range(20 * count):
             args = tuple(draw(rng) for draw in self.inputs)
             if repr(args) in found:
                 continue
@@ -95,7 +94,7 @@ class Problem:
             found[repr(args)] = args, value
             if len(found) == count:
                 return list(found.values())
-        raise RuntimeError(f"{self.name}: the inputs do not vary enough for {count} cases")
+        return None
 
 
 @functools.lru_cache(maxsize=256)
