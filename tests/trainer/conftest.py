@@ -53,7 +53,7 @@ def calculator_config():
             "model": {"tiny": {"width": 48, "layers": 2, "heads": 4, "context": 2048, "vocabulary": 400},
                       "tool_calls": "plain"},
             "rollout": {"groups": 2, "group_size": 4, "turn_tokens": 16, "episode_tokens": 48, "context_tokens": 400},
-            "warmstart": {"envs": [CALCULATOR], "steps": 50, "lr": 3e-3, "batch": 8, "demonstrations": 100},
+            "warmstart": {"envs": [CALCULATOR], "steps": 70, "lr": 5e-3, "batch": 8, "demonstrations": 100},
             **sections})
 
     return make
