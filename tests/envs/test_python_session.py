@@ -114,7 +114,7 @@ def test_a_bad_sandbox_is_refused_at_the_start(make: Any, arguments: dict[str, A
 
 
 def test_a_judge_whose_sandbox_fails_gives_an_unknown_reward(env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise SandboxError("the engine is gone")
 
     monkeypatch.setattr(LocalSandbox, "run", broken)
