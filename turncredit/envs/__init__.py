@@ -4,8 +4,9 @@ from turncredit.envs.registry import list_envs, load_plugins, make, register, sp
 from turncredit.envs.splits import SPLITS, draw_from_split, split_of
 from turncredit.envs.text_env import Reply, TextEnv, TextSpace
 from turncredit.envs.tools import Tool, ToolEnv, ToolError, tool
+from turncredit.episode import Task
 
-__all__ = ["SPLITS", "Reply", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split", "list_envs",
+__all__ = ["SPLITS", "Reply", "Task", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split", "list_envs",
            "load_plugins", "make", "register", "spec", "split_of", "tool"]
 
 register("turncredit/Arithmetic-v0", "turncredit.envs.arithmetic:Arithmetic")
