@@ -6,8 +6,8 @@ from turncredit.envs.text_env import Reply, TextEnv, TextSpace
 from turncredit.envs.tools import Tool, ToolEnv, ToolError, tool
 from turncredit.episode import Task
 
-__all__ = ["SPLITS", "Reply", "Task", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split", "list_envs",
-           "load_plugins", "make", "register", "spec", "split_of", "tool"]
+__all__ = ["SPLITS", "Reply", "Task", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split",
+           "list_envs", "load_plugins", "make", "register", "spec", "split_of", "tool"]
 
 register("turncredit/Arithmetic-v0", "turncredit.envs.arithmetic:Arithmetic")
 register("turncredit/Calculator-v0", "turncredit.envs.calculator:Calculator")
