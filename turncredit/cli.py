@@ -202,7 +202,7 @@ def sandbox_check(homes: Annotated[list[str] | None, typer.Argument(help="local,
 
 @sandbox_app.command("image")
 def sandbox_image(packages: Annotated[list[str] | None, typer.Argument(help="installed packages to include")] = None,
-                  rebuild: Annotated[bool, typer.Option("--rebuild", help="though it is there already")] = False) -> None:
+                  rebuild: Annotated[bool, typer.Option("--rebuild", help="even if it is there")] = False) -> None:
     """Build an image for Docker from the running Python, without a registry."""
     from turncredit.sandboxes.docker import connect
     from turncredit.sandboxes.image import build_image
