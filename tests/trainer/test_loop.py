@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from turncredit.config import ModelConfig
-from turncredit.envs import Reply, TextEnv
+from turncredit.envs import Reply, TextEnv, make
 from turncredit.episode import Task, Verdict
 from turncredit.errors import UserError
 from turncredit.rollout import Rollout, TaskRef
@@ -337,6 +337,21 @@ def test_a_run_without_any_signal_stops_and_says_how_its_episodes_ended(relay_co
     assert [line["groups without signal"] for line in lines] == [3, 3]
     assert not any(line["updated"] for line in lines)
     assert same_weights(config.folder / "start", config.folder / "checkpoints" / "step-000002")
+
+
+def test_an_environment_that_cannot_judge_some_tasks_ends_no_run_and_enters_no_mean(relay_config, begun, register_envs):
+    relay = type(make("turncredit-tests/Relay-v0").unwrapped)
+    register_envs(type("HalfJudged", (relay,), {"verifier": BreaksOnB()}))
+    run = train(begun(relay_config(envs=[{"id": "turncredit-tests/HalfJudged-v0"}])), Watching(), resume=True)
+    lines, table = run.read_metrics(), pandas.read_parquet(run.episodes)
+    assert 0 < table["reward"].isna().sum() < len(table)
+    for line in lines:
+        rows = table[table["step"] == line["step"]]
+        assert line["episodes without reward"] == rows["reward"].isna().sum()
+        assert line["groups dropped"] == rows["reward"].isna().sum() / 4
+        judged = rows["reward"].dropna()
+        assert line["reward"] == (pytest.approx(judged.mean()) if len(judged) else None)
+    assert (table[table["reward"].isna()]["stop"] == "verifier error").all()
 
 
 # Where a policy comes from.
