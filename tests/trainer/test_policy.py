@@ -76,6 +76,13 @@ def test_a_model_that_scales_its_logits_is_refused(policy_of):
         Policy(model, tokenizer, ModelConfig(path="granite"))
 
 
+def test_a_model_with_broken_weights_is_refused(policy_of):
+    policy = policy_of()
+    policy.model.model.norm.weight.data[3] = torch.nan
+    with pytest.raises(UserError, match="its weights are broken"):
+        Policy(policy.model, policy.tokenizer, policy.config)
+
+
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"model\.path .* cannot be loaded"):
         Policy.load(ModelConfig(path=str(tmp_path)))

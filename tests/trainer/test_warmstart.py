@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import turncredit
 from turncredit.agents.tiny import learn_tokenizer, make_tiny_model
 from turncredit.config import EnvConfig, WarmstartConfig
 from turncredit.envs import Reply, TextEnv
@@ -50,18 +49,9 @@ class Unscripted(TextEnv):
         return Reply(done=True, answer=action)
 
 
-ENVIRONMENTS = {"SometimesWrong": SometimesWrong, "AlwaysWrong": AlwaysWrong, "Unscripted": Unscripted}
-
-
 @pytest.fixture(scope="module", autouse=True)
-def registered():
-    import gymnasium
-
-    for name, environment in ENVIRONMENTS.items():
-        turncredit.register(f"turncredit-tests/{name}-v0", environment)
-    yield
-    for name in ENVIRONMENTS:
-        del gymnasium.registry[f"turncredit-tests/{name}-v0"]
+def registered(register_envs):
+    register_envs(SometimesWrong, AlwaysWrong, Unscripted)
 
 
 def settings_of(*names, **rest):
