@@ -22,3 +22,10 @@ lint: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build *.egg-info
+
+llm: $(VENV)/.installed  ## a few steps of SmolLM2-135M-Instruct on GSM8K and the calculator; minutes, not in CI
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf
+	$(BIN)/python scripts/get_smollm2.py models/SmolLM2-135M-Instruct
+	rm -rf runs/llm
+	$(BIN)/turncredit train configs/llm.yaml
+	$(BIN)/python scripts/llm_check.py runs/llm

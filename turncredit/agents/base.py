@@ -1,0 +1,78 @@
+"""What an agent and an engine are: token ids in, token ids and their logprobs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from turncredit.episode import Floats
+from turncredit.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The distribution that tokens are drawn from."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"sampling.temperature is {self.temperature}: it must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"sampling.top_p is {self.top_p}: it must lie in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One turn to be sampled. Every draw comes from `seed`, whatever else is in the batch."""
+
+    context: Sequence[int]  # [tokens]
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sampled turn; a sampled stop token is its last one."""
+
+    token_ids: list[int]  # [tokens]
+    logprobs: Floats  # [tokens], under the policy at temperature 1
+    sampling_logprobs: Floats  # [tokens], under the distribution that was sampled from
+    ended: bool  # a stop token was sampled; False where the token limit came first
+
+
+class Engine(Protocol):
+    """Samples turns. `policy_version` counts the weight updates that it has seen."""
+
+    policy_version: int
+    max_context: int
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[int]) -> list[Sample]:
+        """One sample a request, in their order."""
+
+
+class Actor(Protocol):
+    """Acts in one episode."""
+
+    async def act(self, request: Request) -> Sample:
+        """Sample the next turn."""
+
+    def end(self) -> None:
+        """The episode is over."""
+
+
+class Agent(Protocol):
+    """Acts in many episodes at once."""
+
+    @property
+    def policy_version(self) -> int:
+        """How many weight updates the policy has seen."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that it can read."""
+
+    def start(self, env: Any) -> Actor:
+        """Begin an episode in `env`, which only scripted agents look at."""

@@ -1,0 +1,327 @@
+"""One configuration: YAML files, overrides on the command line, everything checked before anything loads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from turncredit.errors import UserError, did_you_mean
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused, and true or false where a number belongs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are no value for it")
+        return value
+
+
+class TinyModel(Strict):
+    """A small Llama-architecture policy made from nothing, with a tokenizer learnt from the environments' texts."""
+
+    vocabulary: int = Field(512, ge=300, description="tokens of the byte-level BPE tokenizer")
+    width: int = Field(128, ge=16)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    context: int = Field(1024, ge=64)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TinyModel:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width is {self.width} and heads is {self.heads}: the width must be a multiple of twice "
+                             "the heads")
+        return self
+
+
+class ModelConfig(Strict):
+    """Which policy is trained or evaluated."""
+
+    path: str | None = Field(None, description="a folder or hub name that transformers can load")
+    tiny: TinyModel | None = Field(None, description="make a small policy instead of loading one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    chat_template: Path | None = Field(None, description="a Jinja file, in place of the tokenizer's template")
+    template_options: dict[str, Any] = Field(default_factory=dict, description="such as {enable_thinking: false}")
+    history: Literal["exact", "as-sampled"] = Field("exact", description="as-sampled accepts templates that rewrite it")
+    tool_calls: Literal["json", "plain"] = Field("json", description="how the model writes tool calls")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.path is None) == (self.tiny is None):
+            raise ValueError("set exactly one of model.path and model.tiny")
+        if self.chat_template is not None and not self.chat_template.is_file():
+            raise ValueError(f"model.chat_template is {str(self.chat_template)!r}: there is no such file")
+        return self
+
+
+class EnvConfig(Strict):
+    """An environment to draw tasks from."""
+
+    id: str
+    split: str = "train"
+    weight: float = Field(1.0, gt=0, description="its share of the tasks")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="for its constructor: level, data, …")
+
+    @property
+    def make_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `make`."""
+        return {"split": self.split, **self.arguments}
+
+
+class RolloutConfig(Strict):
+    """How episodes are sampled."""
+
+    groups: int = Field(8, ge=1, description="tasks a step (P)")
+    group_size: int = Field(8, ge=2, description="episodes a task (G)")
+    temperature: float = 1.0
+    top_p: float = 1.0
+    turn_tokens: int = Field(256, ge=1)
+    episode_tokens: int = Field(1024, ge=1, description="tokens that the agent may generate in an episode")
+    context_tokens: int = Field(4096, ge=16)
+    step_timeout_s: float = Field(60.0, gt=0)
+    max_batch: int = Field(64, ge=1, description="sequences sampled side by side")
+
+    @model_validator(mode="after")
+    def _sampled_from_the_policy(self) -> RolloutConfig:
+        if self.temperature != 1 or self.top_p != 1:
+            raise ValueError(f"rollout.temperature is {self.temperature} and rollout.top_p is {self.top_p}: training "
+                             "needs 1 and 1, since the policy that is trained must be the one that sampled")
+        return self
+
+
+class TeacherConfig(Strict):
+    """The self-conditioned teacher's prompt."""
+
+    guide: str | None = Field(None, description="the instruction before the reference; the built-in one where null")
+    reference_tokens: int = Field(2048, ge=16, description="a longer reference is cut in the middle, and counted")
+
+
+class TrainerConfig(Strict):
+    """The optimiser and the loop."""
+
+    steps: int = Field(100, ge=1)
+    lr: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
+    clip_norm: float = Field(1.0, gt=0)
+    micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens in one forward pass")
+    save_every: int = Field(50, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
+    silent_steps: int = Field(50, ge=1, description="updates in a row without any signal before the run stops")
+
+
+class WarmstartConfig(Strict):
+    """Supervised learning on verified demonstrations of the environments' scripted solutions."""
+
+    envs: list[EnvConfig] = Field(min_length=1)
+    steps: int = Field(500, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    batch: int = Field(32, ge=1, description="demonstrations a step")
+    demonstrations: int = Field(2000, ge=1)
+    with_reference: float = Field(0.5, ge=0, le=1, description="share of conversations with a reference in the prompt")
+    until_success: float | None = Field(None, gt=0, le=1, description="stop once the policy solves this share of tasks")
+    check_every: int = Field(50, ge=1)
+
+
+class EvaluationConfig(Strict):
+    """What is evaluated, during training and by `turncredit evaluate`."""
+
+    envs: list[EnvConfig] = Field(default_factory=list)
+    tasks: int = Field(64, ge=1, description="tasks an environment")
+    k: int = Field(1, ge=1, description="episodes a task")
+    every: int | None = Field(None, ge=1, description="steps between evaluations in training; null: none")
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class Config(Strict):
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0)
+    runs: Path = Field(Path("runs"), description="the folder that holds run folders")
+    model: ModelConfig
+    envs: list[EnvConfig] = Field(min_length=1)
+    algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "sc-grpo"})
+    rollout: RolloutConfig = RolloutConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    warmstart: WarmstartConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _algorithm_is_known(self) -> Config:
+        from turncredit.trainer.algorithms import make_algorithm  # needs torch, so not at import
+
+        settings = dict(self.algorithm)
+        name = settings.pop("name", "sc-grpo")
+        if not isinstance(name, str):
+            raise ValueError(f"algorithm.name is {name!r}: it must be a name")
+        try:
+            make_algorithm(name, **settings)
+        except ValidationError as error:
+            raise ValueError(_sentence(error, "algorithm").removeprefix("config: ")) from None
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Config:
+        if self.model.tiny is not None and self.warmstart is None:
+            raise ValueError("model.tiny is set without warmstart: a policy made from nothing cannot act; add a "
+                             "warmstart section, or set model.path")
+        if self.evaluation.every is not None and not self.evaluation.envs:
+            raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
+                             "evaluated, or set it to null")
+        if not self.name or self.name != "/".join(part for part in Path(self.name).parts if part not in ("..", "/")):
+            raise ValueError(f"name is {self.name!r}: it must be the name of a folder within {str(self.runs)!r}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.runs / self.name
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file and apply overrides such as `trainer.lr=1e-5`.
+
+    Raises:
+        UserError: no such file, no valid YAML, an unknown key (names the nearest), a wrong type or an impossible
+            combination.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"config {str(path)!r}: there is no such file")
+    try:
+        data = yaml.load(file.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {str(path)!r} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"config {str(path)!r} must be a mapping of keys to values")
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data)
+
+
+def parse_config(data: Mapping[str, Any]) -> Config:
+    """Check a mapping; see `load_config`."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from None
+
+
+def refuse_unusable_envs(config: Config) -> None:
+    """Make every environment of a configuration once, those of its evaluation and warm start too.
+
+    Raises:
+        UserError: one cannot be made; names the key. Without this it would be found out in the middle of the run.
+    """
+    from turncredit.envs import make
+
+    warm = config.warmstart.envs if config.warmstart else []
+    for key, envs in (("envs", config.envs), ("warmstart.envs", warm), ("evaluation.envs", config.evaluation.envs)):
+        for i, env in enumerate(envs):
+            try:
+                make(env.id, **env.make_arguments).close()
+            except UserError as error:
+                raise UserError(f"config: {key}.{i}: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number and 2024-01-01 a text, and a key that stands twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML declares it
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping with different keys."""
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                              list("-+0123456789"))
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key=value, for example trainer.lr=1e-5")
+    *parents, last = key.split(".")
+    at: Any = data
+    for name in parents:
+        at = at[_index(at, name, override)] if isinstance(at, list) else at.setdefault(name, {})
+        if not isinstance(at, dict | list):
+            raise UserError(f"override {override!r}: {name} is not a mapping")
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: its value is not valid YAML: {' '.join(str(error).split())}") from None
+    at[_index(at, last, override) if isinstance(at, list) else last] = parsed
+
+
+def _index(items: list[Any], name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise UserError(f"override {override!r}: {name!r} is no place in a list of {len(items)} (the first is 0)")
+    return int(name)
+
+
+def _sentence(error: ValidationError, prefix: str = "") -> str:
+    """The first thing that is wrong, with its key, its value and the nearest valid key."""
+    first = error.errors()[0]
+    key = ".".join(part for part in (prefix, *map(str, first["loc"])) if part)
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(first["loc"][:-1]) if not prefix else _algorithm_fields(error.title)
+        return f"config: unknown key {key!r}{did_you_mean(str(first['loc'][-1]), fields)}"
+    if first["type"] == "missing":
+        return f"config: the key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    of_a_part = first["type"] == "value_error" and isinstance(first["input"], dict)  # it names its own values
+    value = "" if of_a_part else f" is {first['input']!r}"
+    return f"config: {key}{value}: {message}" if key else f"config: {message}"
+
+
+def _algorithm_fields(title: str) -> list[str]:
+    from turncredit.trainer.algorithms import ALGORITHMS
+
+    return [name for a in ALGORITHMS.values() if a.__name__ == title for name in a.model_fields]
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        found = [t for t in _types_in(annotation) if issubclass(t, BaseModel)]
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def _types_in(annotation: Any) -> list[type]:
+    if isinstance(annotation, type):
+        return [annotation]
+    return [t for argument in getattr(annotation, "__args__", ()) for t in _types_in(argument)]

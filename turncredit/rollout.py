@@ -1,0 +1,284 @@
+"""Join an agent and environments: G episodes for each of P tasks at once, each of which moves by itself.
+
+An exception in an environment ends that episode alone; a step that does not return in time does so too, and
+its environment is not used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from turncredit.agents.base import Actor, Agent, Request, Sample
+from turncredit.agents.chat import ChatFormat
+from turncredit.envs import make
+from turncredit.episode import Episode, Group, Segment, StopReason, Turn, Verdict
+from turncredit.seeds import seed_of
+from turncredit.toolcalls import tool_format
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """Where a task comes from: an environment with its arguments, and a seed or an index into its task set."""
+
+    env_id: str
+    seed: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    index: int | None = None
+
+    @property
+    def reset_options(self) -> dict[str, Any] | None:
+        """What `reset` gets beside the seed."""
+        return None if self.index is None else {"task": self.index}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What an episode may use; each bound has its own stop reason."""
+
+    turn_tokens: int = 256
+    episode_tokens: int = 1024
+    context_tokens: int = 4096
+    step_timeout_s: float = 60.0
+
+
+class Rollout:
+    """Runs an agent in environments, which are made once and used again.
+
+    Args:
+        agent: what acts.
+        chat: the model's chat format.
+        budget: the bounds of an episode.
+        tool_calls: the format in which the agent writes tool calls, "json" or "plain".
+        on_episode: called with each finished episode.
+    """
+
+    def __init__(self, agent: Agent, chat: ChatFormat, budget: Budget | None = None, tool_calls: str = "json",
+                 on_episode: Callable[[Episode], None] | None = None) -> None:
+        self.agent, self.chat, self.budget = agent, chat, budget or Budget()
+        self.tool_calls = tool_format(tool_calls)
+        self.on_episode = on_episode
+        self._idle: dict[str, list[Any]] = {}
+
+    def sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int = 0,
+                      on_group: Callable[[Group], None] | None = None) -> list[Group]:
+        """One group of `group_size` episodes for each task, in the tasks' order.
+
+        Args:
+            seed: of every draw of the agent in these episodes.
+            step: noted in the episodes.
+            on_group: called with each group as soon as its last episode has ended.
+        """
+        return asyncio.run(self._sample_groups(tasks, group_size, seed, step, on_group))
+
+    async def _sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int,
+                             on_group: Callable[[Group], None] | None) -> list[Group]:
+        async def one_group(number: int, task: TaskRef, seats: Sequence[tuple[Actor, Any]]) -> Group:
+            episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
+                        for sample, (actor, env) in enumerate(seats)]
+            group = Group(list(await asyncio.gather(*episodes)))
+            _refuse_different_starts(group)
+            for sample, episode in enumerate(group.episodes):
+                episode.step, episode.group, episode.sample = step, number, sample
+            if on_group:
+                on_group(group)
+            return group
+
+        # Every episode has its place before the first one moves, so that the first batch holds them all.
+        seats = [[self._seat(task) for _ in range(group_size)] for task in tasks]
+        return list(await asyncio.gather(*(one_group(i, t, s) for i, (t, s) in enumerate(zip(tasks, seats)))))
+
+    def _seat(self, task: TaskRef) -> tuple[Actor, Any]:
+        idle = self._idle.get(_key(task))
+        env = idle.pop() if idle else make(task.env_id, **task.arguments)
+        use_format = getattr(env.unwrapped, "use_tool_format", None)
+        if use_format is not None:
+            use_format(self.tool_calls.name)
+        return self.agent.start(env), env
+
+    def _give_back(self, task: TaskRef, env: Any) -> None:
+        self._idle.setdefault(_key(task), []).append(env)
+
+    def close(self) -> None:
+        """Close every environment that is not in use."""
+        for envs in self._idle.values():
+            for env in envs:
+                env.close()
+        self._idle.clear()
+
+
+class _OneEpisode:
+    """One agent in one environment, from reset to verdict."""
+
+    def __init__(self, rollout: Rollout, actor: Actor, env: Any, task: TaskRef, seed: int) -> None:
+        self.rollout, self.actor, self.env, self.task, self.seed = rollout, actor, env, task, seed
+        self.chat, self.budget = rollout.chat, rollout.budget
+        self.context: list[int] = []
+        self.reward = 0.0
+        self.episode = Episode(task.env_id, "", "", task.seed, "", "", [], policy_version=rollout.agent.policy_version,
+                               timings={"sampling": 0.0, "environment": 0.0})
+
+    async def run(self) -> Episode:
+        """Never raises for what an environment, a verifier or an engine does: the stop reason says it."""
+        episode = self.episode
+        usable = True
+        try:
+            await self._begin()
+            while not await self._take_turn():
+                pass
+            if episode.verdict is not None and episode.verdict.reward is None:
+                episode.stop, episode.error = StopReason.VERIFIER_ERROR, episode.verdict.reason
+        except TimeoutError:
+            usable = False  # its thread may still be inside it
+            episode.stop = StopReason.ENVIRONMENT_TIMEOUT
+            episode.error = f"no answer in {self.budget.step_timeout_s:g} s"
+        except _EngineFailed as error:
+            episode.stop, episode.error = StopReason.ENGINE_ERROR, _describe(error.__cause__)
+        except Exception as error:  # the environment is the author's code: it ends this episode alone
+            usable = False
+            episode.stop, episode.error = StopReason.ENVIRONMENT_ERROR, _describe(error)
+        finally:
+            self.actor.end()
+        if usable:
+            self.rollout._give_back(self.task, self.env)
+        if self.rollout.on_episode:
+            self.rollout.on_episode(episode)
+        return episode
+
+    async def _begin(self) -> None:
+        reset, seed, options = self.env.reset, self.task.seed, self.task.reset_options
+        observation, info = await self._in_environment(lambda: reset(seed=seed, options=options))
+        instructions, tools = str(info.get("instructions", "")), info.get("tools") or []
+        parts = [instructions, self.rollout.tool_calls.describe(tools) if tools else ""]
+        episode = self.episode
+        episode.system = "\n\n".join(part for part in parts if part)
+        episode.prompt = _checked_text(observation)
+        episode.task_id = str(info.get("task_id", f"seed-{self.task.seed}"))
+        episode.split = str(info.get("split", ""))
+        self._append(Segment.text(self.chat.first_prompt(episode.system, episode.prompt), "prompt"))
+
+    async def _take_turn(self) -> bool:
+        """Sample an action and give it to the environment. True where that ended the episode."""
+        room = self._room()
+        if isinstance(room, StopReason):
+            return await self._stop_early(room)
+        sample = await self._sample(Request(self.context, room, seed_of(self.seed, len(self.episode.turns))))
+        self._append(Segment(np.asarray(sample.token_ids, np.int32), "assistant", True, sample.logprobs,
+                             sample.sampling_logprobs))
+        if not sample.token_ids or sample.token_ids[-1] != self.chat.end_id:
+            self._append(Segment.text(self.chat.turn_end, "glue"))
+        action = self.chat.text(sample.token_ids)
+        step = self.env.step
+        observation, reward, terminated, truncated, info = await self._in_environment(lambda: step(action))
+        role = str(info.get("role", "user"))
+        observation = _checked_text(observation)
+        self.reward += float(reward)
+        self.episode.turns.append(Turn(action, observation, role, bool(info.get("valid", True)), float(reward)))
+        if terminated or truncated:
+            default = StopReason.TRUNCATED if truncated else StopReason.FINISHED
+            self.episode.stop = StopReason(info.get("stop", default))
+            self.episode.verdict = info.get("verdict") or _verdict_of_reward(self.reward)
+            return True
+        self._append(Segment.text(self.chat.observation(observation, role), role))
+        return False
+
+    def _room(self) -> int | StopReason:
+        """Tokens that the next turn may take, or why there is none."""
+        left = self.budget.episode_tokens - self.episode.generated_count
+        # One token is kept for the end of a turn that does not end by itself.
+        free = min(self.budget.context_tokens, self.rollout.agent.max_context) - len(self.context) - 1
+        if left <= 0:
+            return StopReason.TOKEN_LIMIT
+        return min(self.budget.turn_tokens, left, free) if free > 0 else StopReason.CONTEXT_FULL
+
+    async def _stop_early(self, reason: StopReason) -> bool:
+        """Out of tokens: the episode is judged as it stands, where the environment can; else by what it earned."""
+        self.episode.stop = reason
+        judge = getattr(self.env.unwrapped, "verdict", None)
+        self.episode.verdict = await self._in_environment(judge) if judge else _verdict_of_reward(self.reward)
+        return True
+
+    async def _sample(self, request: Request) -> Sample:
+        began = time.perf_counter()
+        try:
+            return await self.actor.act(request)
+        except Exception as error:
+            raise _EngineFailed from error
+        finally:
+            self.episode.timings["sampling"] += time.perf_counter() - began
+
+    async def _in_environment(self, call: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        try:
+            return await asyncio.wait_for(in_daemon_thread(call), self.budget.step_timeout_s)
+        finally:
+            self.episode.timings["environment"] += time.perf_counter() - began
+
+    def _append(self, segment: Segment) -> None:
+        self.episode.segments.append(segment)
+        self.context = [*self.context, *segment.token_ids.tolist()]
+
+
+class _EngineFailed(Exception):
+    """Carries an engine's exception past the environment's."""
+
+
+async def in_daemon_thread(call: Callable[[], T]) -> T:
+    """Await a blocking call in a thread of its own: one that never returns holds up neither the loop nor the exit."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(put: Callable[[Any], None], value: Any) -> None:
+        if not result.done():  # cancelled by a time-out
+            put(value)
+
+    def work() -> None:
+        try:
+            put, value = result.set_result, call()
+        except BaseException as error:
+            put, value = result.set_exception, error  # type: ignore[assignment]  # the two take different values
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, put, value)
+
+    threading.Thread(target=work, daemon=True, name="environment").start()
+    return await result
+
+
+def _verdict_of_reward(reward: float) -> Verdict:
+    """For environments of others, which give rewards and no verdicts."""
+    if not math.isfinite(reward) or not 0 <= reward <= 1:
+        return Verdict.unknown(f"the episode's reward is {reward!r}: it must lie in [0, 1]")
+    return Verdict(reward, reward >= 1.0)
+
+
+def _refuse_different_starts(group: Group) -> None:
+    """A group compares answers to one task: an environment that draws another for the same seed breaks it."""
+    started = [e for e in group.episodes if e.segments]
+    if len({(e.system, e.prompt) for e in started}) > 1:
+        for episode in started:
+            episode.stop = StopReason.ENVIRONMENT_ERROR
+            episode.error = "the environment gave different first observations for one seed"
+
+
+def _checked_text(observation: Any) -> str:
+    if not isinstance(observation, str):
+        raise TypeError(f"the observation is {type(observation).__name__}: a text environment returns str")
+    return observation
+
+
+def _describe(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _key(task: TaskRef) -> str:
+    return json.dumps([task.env_id, dict(task.arguments)], sort_keys=True, default=str)

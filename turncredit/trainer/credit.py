@@ -1,0 +1,129 @@
+"""SC-GRPO's credit assignment, as pure functions (arXiv 2606.18810, section 5).
+
+The teacher is the student with one longer context: another solution stands in its system prompt. Where its
+next-token distribution differs from the student's, the student's choice mattered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+STD_EPSILON = 1e-6
+
+
+def token_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """D = KL(teacher || student) over the full vocabulary, in nats.
+
+    Args:
+        teacher_logits, student_logits: [..., vocabulary], any float type.
+    Returns:
+        [...], float32 (float64 for float64 logits); never negative.
+    """
+    precise = torch.promote_types(torch.promote_types(teacher_logits.dtype, student_logits.dtype), torch.float32)
+    teacher = torch.log_softmax(teacher_logits.to(precise), -1)
+    student = torch.log_softmax(student_logits.to(precise), -1)
+    # A token that the teacher rules out (probability 0) adds nothing, even where the student rules it out too.
+    terms = torch.where(teacher > -torch.inf, teacher.exp() * (teacher - student), 0.0)
+    return terms.sum(-1).clamp_min(0.0)  # rounding alone can make it negative
+
+
+def kl_weight(kl: Tensor, active: Tensor, quantile: float = 0.75, floor: float = 1e-4) -> Tensor:
+    """f(D) = D / (D + c) with c = max(quantile of D over the active tokens, floor).
+
+    Args:
+        kl: D, [...], nats.
+        active: bool [...], the tokens that the policy generated. No other enters the quantile.
+        quantile: 0.75 in the paper.
+        floor: c_min, 1e-4 in the paper.
+    Returns:
+        [...] in [0, 1); 0 where not active. It weights the gradient and carries none itself.
+    """
+    kl = torch.as_tensor(kl).detach()
+    active = torch.as_tensor(active, dtype=torch.bool, device=kl.device)
+    weights = torch.zeros_like(kl)
+    values = kl[active]
+    if values.numel():
+        c = max(_quantile(values, quantile), floor)
+        weights[active] = values / (values + c)
+    return weights
+
+
+def _quantile(values: Tensor, quantile: float) -> float:
+    """Linear interpolation, as torch.quantile, which refuses more than 16 million elements."""
+    ordered = values.flatten().sort().values
+    at = quantile * (len(ordered) - 1)
+    low, high = int(np.floor(at)), int(np.ceil(at))
+    return float(torch.lerp(ordered[low].double(), ordered[high].double(), at - low))
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a group earns credit."""
+
+    kind: str  # "partial-solve", "solve-none" or "fallback"
+    references: list[int] | None  # [G]: whose trajectory the teacher sees for each response; None for a fallback
+    advantages: NDArray[np.float64]  # [G]: GRPO's
+
+
+def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int) -> Route:
+    """Decide by the number of correct responses n_c what the teacher is conditioned on.
+
+    2 <= n_c < G: for each response another correct one, uniformly, never itself ("partial-solve").
+    n_c = 0: one response, drawn for the whole group, stands at every place ("solve-none").
+    n_c = 1 or n_c = G: none ("fallback").
+
+    Args:
+        rewards: [G], in [0, 1].
+        verified: bool [G], which responses are correct.
+        seed: of the draws.
+    """
+    correct = np.flatnonzero(np.asarray(verified, dtype=bool))
+    size = len(np.asarray(rewards))
+    advantages = grpo_advantages(rewards)
+    rng = np.random.default_rng(seed)
+    if len(correct) == 0 and size > 0:
+        return Route("solve-none", [int(rng.integers(size))] * size, advantages)
+    if 2 <= len(correct) < size:
+        return Route("partial-solve", [int(rng.choice(correct[correct != i])) for i in range(size)], advantages)
+    return Route("fallback", None, advantages)
+
+
+def grpo_advantages(rewards: ArrayLike) -> NDArray[np.float64]:
+    """A_i = (r_i - mean r) / std r over the group, [G]; zeros where all rewards are equal."""
+    values = np.asarray(rewards, dtype=np.float64)
+    spread = values.std() if len(values) else 0.0
+    return (values - values.mean()) / spread if spread > STD_EPSILON else np.zeros_like(values)
+
+
+def diversity_advantage(weights: Sequence[Any], lengths: Sequence[int], reference: int) -> NDArray[np.float64]:
+    """A_div: how much a response of an unsolved group departs from the reference response o_r.
+
+    s_i = 1/L_i sum over the first L_i tokens of f(D), L_i = min(|o_i|, |o_r|): tokens past the reference's length
+    have an inflated KL, which would reward mere length. A_div = (s_i - mean s) / (std s + eps) over i != r. The
+    reference itself has no score and gets 0.
+
+    Args:
+        weights: G float arrays, f of each response's generated tokens in order.
+        lengths: [G], |o_i|.
+        reference: r.
+    Returns:
+        [G].
+    """
+    others = [i for i in range(len(weights)) if i != reference]
+    advantages = np.zeros(len(weights))
+    if not others:
+        return advantages
+    scores = np.array([_mean_of_first(weights[i], min(lengths[i], lengths[reference])) for i in others])
+    advantages[others] = (scores - scores.mean()) / (scores.std() + STD_EPSILON)
+    return advantages
+
+
+def _mean_of_first(values: Any, count: int) -> float:
+    return float(np.asarray(values, dtype=np.float64)[:count].mean()) if count else 0.0

@@ -1,0 +1,202 @@
+"""From groups to new weights: credit, then one update. The learner knows no algorithm by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from turncredit.config import TeacherConfig, TrainerConfig
+from turncredit.episode import Episode, Group, Segment
+from turncredit.seeds import seed_of
+from turncredit.trainer.algorithms import Algorithm, GroupCredit
+from turncredit.trainer.batch import make_batch, pack_by_tokens, to_rows
+from turncredit.trainer.head import TokenScores
+from turncredit.trainer.loss import policy_loss
+from turncredit.trainer.policy import Policy
+from turncredit.trainer.teacher import GUIDE, teacher_context
+
+
+@dataclass(slots=True, eq=False)
+class CreditedEpisode:
+    """An episode, what it earns, and the prompt that its teacher reads (None: no teacher, weight 1)."""
+
+    episode: Episode
+    kind: str
+    advantage: float
+    teacher_prompt: Segment | None = None
+
+    @property
+    def padded_length(self) -> int:
+        """Tokens of the longer of the two sequences."""
+        prompt = self.episode.segments[0].token_ids
+        longer = prompt if self.teacher_prompt is None else max(prompt, self.teacher_prompt.token_ids, key=len)
+        return len(longer) + sum(len(s.token_ids) for s in self.episode.response)
+
+
+@dataclass(slots=True)
+class Credit:
+    """A batch with its credit, and counts of what was left out and why."""
+
+    episodes: list[CreditedEpisode] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Learner:
+    """Holds the optimiser; turns groups into credit and credit into new weights."""
+
+    def __init__(self, policy: Policy, algorithm: Algorithm, trainer: TrainerConfig, teacher: TeacherConfig,
+                 seed: int) -> None:
+        self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
+        self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=trainer.lr, betas=trainer.betas,
+                                           weight_decay=trainer.weight_decay)
+
+    # Credit.
+
+    def credit(self, groups: Sequence[Group], step: int) -> Credit:
+        """Score every group. Episodes without a reward leave theirs; a group of fewer than 2 is dropped."""
+        credit = Credit()
+        for number, group in enumerate(groups):
+            judged = [e for e in group.judged if e.generated_count]
+            credit.counts["episodes without reward"] += len(group.episodes) - len(group.judged)
+            if len(judged) < 2:
+                credit.counts["groups dropped"] += 1
+                continue
+            scored = self.algorithm.score_group([e.reward or 0.0 for e in judged], [bool(e.passed) for e in judged],
+                                                [e.generated_count for e in judged],
+                                                seed_of(self.seed, "credit", step, number))
+            credit.counts[f"route {scored.kind}"] += 1
+            credited = [self._credited(judged, i, scored, credit.counts) for i in range(len(judged))]
+            if scored.advantages_from_weights is not None:
+                advantages = scored.advantages_from_weights(self.weights(credited))
+                for one, advantage in zip(credited, advantages):
+                    one.advantage = float(advantage)
+            if not any(one.advantage for one in credited):
+                credit.counts["groups without signal"] += 1
+            credit.episodes += credited
+        return credit
+
+    def _credited(self, judged: list[Episode], i: int, scored: GroupCredit, counts: Counter[str]) -> CreditedEpisode:
+        one = CreditedEpisode(judged[i], scored.kind, float(scored.advantages[i]))
+        reference = scored.references[i]
+        if reference is None:
+            return one
+        context = teacher_context(self.policy.chat, judged[i], judged[reference], self.teacher.guide or GUIDE,
+                                  self.teacher.reference_tokens, self.policy.max_context)
+        if context is None:
+            counts["references that did not fit"] += 1
+            return one
+        counts["references shortened"] += context.shortened
+        one.teacher_prompt = context.prompt
+        return one
+
+    @torch.no_grad()
+    def weights(self, credited: Sequence[CreditedEpisode]) -> list[NDArray[np.float32] | None]:
+        """The token weights of a whole group at once, before the update: [generated] for each episode; None where
+        an episode has no teacher."""
+        weights: list[NDArray[np.float32] | None] = [None] * len(credited)
+        with_teacher = [i for i, one in enumerate(credited) if one.teacher_prompt is not None]
+        parts = pack_by_tokens([credited[i].padded_length for i in with_teacher], self.settings.micro_batch_tokens)
+        order = [with_teacher[i] for part in parts for i in part]
+        if not order:
+            return weights
+        kls = [self._scores([credited[with_teacher[i]] for i in part])[0].kl for part in parts]
+        kl = torch.cat([k for k in kls if k is not None])
+        flat = self.algorithm.weigh_tokens(kl, torch.ones_like(kl, dtype=torch.bool)).cpu().numpy()
+        ends = np.cumsum([credited[i].episode.generated_count for i in order])
+        for i, piece in zip(order, np.split(flat, ends[:-1])):
+            weights[i] = piece
+        return weights
+
+    # Update.
+
+    def update(self, credit: Credit, step: int) -> dict[str, Any]:
+        """One optimiser step on the whole batch. A non-finite loss or gradient leaves the weights as they are."""
+        episodes = credit.episodes
+        statistics = _Statistics()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not any(one.advantage for one in episodes):
+            return statistics.summary(loss=0.0, gradient_norm=0.0, updated=False)
+        count = float(len(episodes)) if self.algorithm.normalize == "sequence" else float(
+            sum(one.episode.generated_count for one in episodes))
+        loss = 0.0
+        for part in self._micro_batches(episodes):
+            loss += self._accumulate([episodes[i] for i in part], count, statistics)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * learning_rate_factor(self.settings, step)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
+        finite = bool(np.isfinite(loss) and np.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return statistics.summary(loss=loss, gradient_norm=norm, updated=finite)
+
+    def _micro_batches(self, episodes: Sequence[CreditedEpisode]) -> list[list[int]]:
+        """Episodes with a teacher and those without stand in different micro-batches."""
+        batches = []
+        for has_teacher in (True, False):
+            chosen = [i for i, one in enumerate(episodes) if (one.teacher_prompt is not None) == has_teacher]
+            lengths = [episodes[i].padded_length for i in chosen]
+            batches += [[chosen[i] for i in part] for part in pack_by_tokens(lengths, self.settings.micro_batch_tokens)]
+        return batches
+
+    def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: _Statistics) -> float:
+        scores, batch = self._scores(part)
+        logprobs, mask = to_rows(scores.logprobs, batch, len(part))
+        old = torch.from_numpy(np.concatenate([one.episode.logprobs for one in part])).to(logprobs)
+        weights = None
+        if scores.kl is not None:
+            flat = self.algorithm.weigh_tokens(scores.kl, torch.ones_like(scores.kl, dtype=torch.bool))
+            weights = to_rows(flat, batch, len(part))[0]
+            statistics.add(kl=scores.kl, weight=flat)
+        advantages = torch.tensor([one.advantage for one in part], dtype=logprobs.dtype, device=logprobs.device)
+        loss, details = policy_loss(logprobs, to_rows(old, batch, len(part))[0], advantages, mask, weights,
+                                    self.algorithm.clip_low, self.algorithm.clip_high, self.algorithm.normalize, count)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        statistics.add(entropy=scores.entropy, ratio=details["ratio"][mask], clipped=details["clipped"][mask].float(),
+                       drift=(scores.logprobs.detach() - old).abs())
+        return float(loss.detach())
+
+    def _scores(self, part: Sequence[CreditedEpisode]) -> tuple[TokenScores, Any]:
+        """Logprobs under the student and the teacher's KL, of every generated token of these episodes."""
+        policy = self.policy
+        batch = make_batch([one.episode.segments for one in part]).to(policy.device)
+        prompts = [one.teacher_prompt for one in part]
+        conditioned = [[p, *one.episode.response] for p, one in zip(prompts, part) if p is not None]
+        if not conditioned:
+            return policy.scores(batch), batch
+        assert len(conditioned) == len(part), "a micro-batch has a teacher for all or for none"
+        return policy.scores(batch, make_batch(conditioned).to(policy.device)), batch
+
+
+def learning_rate_factor(settings: TrainerConfig, step: int) -> float:
+    """A linear warm-up, then constant or linearly down to 0 behind the last step."""
+    rising = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    return rising if settings.schedule == "constant" else rising * (1.0 - step / settings.steps)
+
+
+class _Statistics:
+    """Values of generated tokens, gathered over the micro-batches of one update."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value.detach().float().cpu())
+
+    def summary(self, **rest: Any) -> dict[str, Any]:
+        values = {name: torch.cat(parts).numpy() for name, parts in self._values.items()}
+        for name in ("entropy", "ratio", "clipped", "weight", "drift"):
+            rest[f"{name}_mean"] = float(values[name].mean()) if name in values else None
+        rest["drift_max"] = float(values["drift"].max()) if "drift" in values else None
+        for percent in (25, 50, 75, 95):
+            rest[f"kl_p{percent}"] = float(np.percentile(values["kl"], percent)) if "kl" in values else None
+        rest["weight_above_half"] = float((values["weight"] > 0.5).mean()) if "weight" in values else None
+        return rest

@@ -1,0 +1,115 @@
+"""The policy: a causal language model with its tokenizer and chat format, loaded, scored and saved."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turncredit.agents.base import Sampling
+from turncredit.agents.chat import ChatFormat
+from turncredit.agents.engine_agent import EngineAgent
+from turncredit.agents.transformers_engine import TransformersEngine
+from turncredit.config import ModelConfig
+from turncredit.errors import UserError
+from turncredit.trainer.batch import Batch
+from turncredit.trainer.head import TokenScores, score_tokens
+
+
+class Policy:
+    """A model that is sampled from, scored and trained.
+
+    Args:
+        model: a transformers causal language model.
+        tokenizer: its tokenizer.
+        config: how the chat template is treated, and the precision.
+    Raises:
+        UserError: the template can't be appended to, or the model's head does more than a linear projection.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
+        # Never in training mode: dropout would make what is scored another policy than the one that sampled.
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        if config.chat_template is not None:
+            if not config.chat_template.is_file():
+                raise UserError(f"model.chat_template {str(config.chat_template)!r}: there is no such file")
+            tokenizer.chat_template = config.chat_template.read_text()
+        self.chat = ChatFormat(tokenizer, config.history, config.template_options)
+        self.device: torch.device = model.device
+        self.max_context = int(model.config.max_position_embeddings)
+        self._refuse_unusual_head()
+
+    @classmethod
+    def load(cls, config: ModelConfig) -> Policy:
+        """Load `config.path` (a folder, or a name on the hub)."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        assert config.path is not None
+        device = pick_device(config.device)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.path)
+            # Master weights are fp32 unless bf16 was asked for by name; "auto" computes in bf16 on GPUs.
+            dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+            model = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype).to(device)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"model.path {config.path!r} cannot be loaded: {reason}") from error
+        return cls(model, tokenizer, config)
+
+    @property
+    def head(self) -> Any:
+        """The output projection: `weight` [vocabulary, width], maybe `bias`."""
+        return self.model.get_output_embeddings()
+
+    def agent(self, sampling: Sampling | None = None, max_batch: int = 64) -> EngineAgent:
+        """An agent that samples from these weights as they stand."""
+        return EngineAgent(TransformersEngine(self.model, max_batch, self.precision), self.chat, sampling)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The last hidden states from which the generated tokens are predicted, [generated, width]."""
+        with self.precision():
+            states = self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention.long(),
+                                           use_cache=False).last_hidden_state
+        chosen: Tensor = states[batch.rows, batch.columns]
+        return chosen
+
+    def scores(self, batch: Batch, teacher: Batch | None = None) -> TokenScores:
+        """Logprobs and entropy of the generated tokens, [generated], and the KL of the teacher's contexts if given."""
+        teacher_hidden = None
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_hidden = self.hidden(teacher)
+        hidden = self.hidden(batch)
+        bias = getattr(self.head, "bias", None)
+        return score_tokens(hidden, self.head.weight.to(hidden.dtype), batch.targets, teacher_hidden, bias)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """bf16 autocast where the device has it and the configuration leaves it open."""
+        if self.config.dtype == "auto" and self.device.type == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return nullcontext()
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and tokenizer, as transformers loads them."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @torch.no_grad()
+    def _refuse_unusual_head(self) -> None:
+        """Some models scale or cap their logits: scoring them from hidden states would silently be wrong."""
+        ids = torch.arange(1, 9, device=self.device)[None]
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if not torch.allclose(self.head(states), logits, rtol=1e-3, atol=1e-3):
+            raise UserError(f"model {type(self.model).__name__}: its logits are not a linear projection of its last "
+                            "hidden state (scaled or capped logits are not supported)")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device is 'cuda': torch finds no GPU here; set it to 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
