@@ -108,7 +108,7 @@ def test_a_tool_s_own_refusal_is_well_formed(notes: Notes) -> None:
 
 def test_malformed_calls_alone_run_into_the_turn_limit(notes: Notes) -> None:
     for turn in range(4):
-        _, reward, terminated, truncated, info = notes.step("@ <tool_call>")
+        _, _, terminated, truncated, info = notes.step("@ <tool_call>")
         assert (terminated, truncated) == (False, turn == 3)
         assert not info["valid"]
     assert info["stop"] is StopReason.TURN_LIMIT

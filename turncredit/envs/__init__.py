@@ -11,6 +11,7 @@ __all__ = ["SPLITS", "Reply", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolEr
 register("turncredit/Arithmetic-v0", "turncredit.envs.arithmetic:Arithmetic")
 register("turncredit/Calculator-v0", "turncredit.envs.calculator:Calculator")
 register("turncredit/Brackets-v0", "turncredit.envs.brackets:Brackets")
+register("turncredit/LeftToRight-v0", "turncredit.envs.left_to_right:LeftToRight")
 register("turncredit/Pantry-v0", "turncredit.envs.pantry:Pantry")
 register("turncredit/Questions-v0", "turncredit.envs.questions:Questions")
 register("turncredit/Code-v0", "turncredit.envs.code:Code")
