@@ -97,7 +97,7 @@ async def open_sandbox(
         SandboxError: it is all there, and still does not run.
     """
     limits = limits or Limits()
-    slots = slots or 2 * len(os.sched_getaffinity(0))
+    slots = 2 * len(os.sched_getaffinity(0)) if slots is None else slots
     for name, count in (("slots", slots), ("sessions", sessions), ("recycle_after", recycle_after)):
         if count < 1:
             raise UserError(f"{name} is {count}: it must be at least 1")
@@ -142,7 +142,7 @@ def _pool(slots: int, preload: Sequence[str], readable: Sequence[str], limits: L
         "scratch": {"file_bytes": limits.file_bytes, "files": limits.files},
     }
     environment = {
-        "HOME": root.WORK, "TMPDIR": "/tmp", "LANG": "C.UTF-8", "USER": "sandbox",
+        "HOME": root.WORK, "TMPDIR": root.TEMPORARY, "LANG": "C.UTF-8", "USER": "sandbox",
         "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": ":".join(packages),
         "PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",

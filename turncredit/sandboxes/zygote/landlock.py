@@ -24,8 +24,8 @@ def abi() -> int:
     return max(0, int(syscalls.LIBC.syscall(syscalls.LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)))
 
 
-def restrict(version: int, readable: Sequence[str], writable: Sequence[str], *, network: bool) -> None:
-    """Leave this process only the given trees (and TCP, with `network`). Needs no_new_privs.
+def ruleset(version: int, readable: Sequence[str], writable: Sequence[str], *, network: bool) -> int:
+    """Return the descriptor of a policy that leaves a process only the given trees (and TCP, with `network`).
 
     From version 6 on, abstract sockets and signals of processes outside are out of reach too.
     """
@@ -36,24 +36,26 @@ def restrict(version: int, readable: Sequence[str], writable: Sequence[str], *, 
     scoped = 3 if version >= 6 else 0
     attributes = struct.pack("=QQQ", known, tcp, scoped)[:24 if version >= 6 else 16 if version >= 4 else 8]
     call = syscalls.LIBC.syscall
-    ruleset = syscalls._check(call(syscalls.LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0),
-                              "landlock_create_ruleset")
-    try:
-        write = known & ~(MAKE_CHAR | MAKE_BLOCK | IOCTL_DEVICE)
-        for paths, rights in ((readable, READ), (writable, write)):
-            for path in paths:
-                _allow(ruleset, path, rights & known)
-        syscalls._check(call(syscalls.LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
-    finally:
-        os.close(ruleset)
+    made = syscalls.check(call(syscalls.LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0),
+                          "landlock_create_ruleset")
+    write = known & ~(MAKE_CHAR | MAKE_BLOCK | IOCTL_DEVICE)
+    for paths, rights in ((readable, READ), (writable, write)):
+        for path in paths:
+            _allow(made, path, rights & known)
+    return made
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+def restrict(made: int) -> None:
+    """Put a policy on this process and its children for good. Needs no_new_privs."""
+    syscalls.check(syscalls.LIBC.syscall(syscalls.LANDLOCK_RESTRICT, made, 0), "landlock_restrict_self")
+
+
+def _allow(made: int, path: str, rights: int) -> None:
     folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         allowed = rights if os.path.isdir(path) else rights & ON_FILES
         rule = struct.pack("=Qi", allowed, folder)
-        syscalls._check(syscalls.LIBC.syscall(syscalls.LANDLOCK_ADD, ruleset, PATH_BENEATH, rule, 0),
+        syscalls.check(syscalls.LIBC.syscall(syscalls.LANDLOCK_ADD, made, PATH_BENEATH, rule, 0),
                         f"landlock_add_rule {path}")
     finally:
         os.close(folder)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from . import syscalls
 from .syscalls import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT
 
-SCRATCH = "/sandbox"  # each execution gets a fresh tmpfs here
+SCRATCHES = "/sandbox"
+SCRATCH = f"{SCRATCHES}/scratch"  # each execution gets a fresh tmpfs here; policies name the folder above
 WORK, TEMPORARY, SHARED = f"{SCRATCH}/work", f"{SCRATCH}/tmp", f"{SCRATCH}/shm"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache",
           "/etc/alternatives")
@@ -53,10 +54,11 @@ def build(readable: Sequence[str], hidden: Sequence[str], *, uid: int, network: 
     _etc(uid)
     os.mkdir("/proc")
     syscalls.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)  # while the old one is in sight
-    os.mkdir(SCRATCH)
-    os.symlink(TEMPORARY, "/tmp")
-    os.makedirs("/var")
-    os.symlink(TEMPORARY, "/var/tmp")
+    os.makedirs(SCRATCH)
+    os.makedirs("/var", exist_ok=True)
+    for path in ("/tmp", "/var/tmp"):
+        if not os.path.lexists(path):  # it does where something below it is readable
+            os.symlink(TEMPORARY, path)
     syscalls.unmount(OLD)
     os.rmdir(OLD)
     syscalls.mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)

@@ -42,6 +42,9 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190),
     "msgget": (68, 186), "mq_open": (240, 180),
 }
+# What a slot does between executions. A candidate that inherits the slot's filter is kept from it all the
+# same: by its lack of capabilities, by Landlock, and for memory files by the cgroup that counts them.
+SLOTS_OWN = ("mount", "umount2", "memfd_create")
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column, AUDIT_ARCH_*
 SOCKET, SOCKETPAIR, CLONE, MMAP, PRLIMIT = (41, 198), (53, 199), (56, 220), (9, 222), (302, 261)
 CLONE3 = 435
@@ -59,63 +62,59 @@ def supported() -> bool:
     return syscalls.MACHINE in ARCHITECTURES
 
 
-def program(*, network: bool, shared_memory: bool, machine: str = syscalls.MACHINE) -> bytes:
+def program(*, network: bool, shared_memory: bool, for_slot: bool = False,
+            machine: str = syscalls.MACHINE) -> bytes:
     """Return the filter as an array of `struct sock_filter`.
 
     Args:
+        for_slot: a slot can live with it too (SLOTS_OWN is left out).
         network: internet sockets are allowed; Unix sockets always are.
         shared_memory: anonymous shared mappings are allowed. They show in no process's resident size once
             their pages are dropped, so they are refused where no cgroup counts them.
     """
     column, architecture = ARCHITECTURES[machine]
-    steps: list[bytes] = []
-
-    def step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> None:
-        steps.append(struct.pack("=HBBI", code, if_true, if_false, value))
-
-    def refuse(code: int = errno.EPERM) -> None:
-        step(RETURN, ERRNO | code)
-
-    step(LOAD, ARCHITECTURE)
-    step(EQUAL, architecture, 1, 0)
-    step(RETURN, KILL)
-    step(LOAD, NUMBER)
-    if machine == "x86_64":
-        step(AT_LEAST, X32, 0, 1)
-        step(RETURN, KILL)
-    for numbers in DENIED.values():
-        if (number := numbers[column]) is not None:
-            step(EQUAL, number, 0, 1)
-            refuse()
-    step(EQUAL, CLONE3, 0, 1)  # its flags lie in memory, out of a filter's sight; libc falls back to clone
-    refuse(errno.ENOSYS)
-    families = [socket.AF_UNIX] + network * [socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK]
+    families = [socket.AF_UNIX, *[socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK] * network]
+    rules = {numbers[column]: [_refuse()] for name, numbers in DENIED.items()
+             if not (for_slot and name in SLOTS_OWN)}
+    # Its flags lie in memory, out of a filter's sight; libc falls back to clone.
+    rules[CLONE3] = [_refuse(errno.ENOSYS)]
     for call in (SOCKET, SOCKETPAIR):
-        step(EQUAL, call[column], 0, len(families) + 3)
-        step(LOAD, _argument(0))
-        for left, family in zip(range(len(families), 0, -1), families):
-            step(EQUAL, family, left, 0)
-        refuse()
-        step(RETURN, ALLOW)
-    step(EQUAL, CLONE[column], 0, 4)
-    step(LOAD, _argument(0))
-    step(ANY_BIT, NEW_NAMESPACE, 0, 1)
-    refuse()
-    step(RETURN, ALLOW)
+        rules[call[column]] = [
+            _step(LOAD, _argument(0)),
+            *(_step(EQUAL, family, left, 0) for left, family in zip(range(len(families), 0, -1), families)),
+            _refuse(), _step(RETURN, ALLOW)]
+    rules[CLONE[column]] = [_step(LOAD, _argument(0)), _step(ANY_BIT, NEW_NAMESPACE, 0, 1), _refuse(),
+                            _step(RETURN, ALLOW)]
     # An ordinary user's candidate has its slot's user id, which is all that prlimit asks of a stranger.
-    step(EQUAL, PRLIMIT[column], 0, 4)
-    step(LOAD, _argument(0))
-    step(EQUAL, 0, 1, 0)
-    refuse()
-    step(RETURN, ALLOW)
+    rules[PRLIMIT[column]] = [_step(LOAD, _argument(0)), _step(EQUAL, 0, 1, 0), _refuse(),
+                              _step(RETURN, ALLOW)]
     if not shared_memory:
-        step(EQUAL, MMAP[column], 0, 4)
-        step(LOAD, _argument(3))
-        step(ANY_BIT, MAP_ANONYMOUS, 0, 2)
-        step(ANY_BIT, MAP_SHARED, 0, 1)
-        refuse()
-    step(RETURN, ALLOW)
-    return b"".join(steps)
+        rules[MMAP[column]] = [_step(LOAD, _argument(3)), _step(ANY_BIT, MAP_ANONYMOUS, 0, 2),
+                               _step(ANY_BIT, MAP_SHARED, 0, 1), _refuse(), _step(RETURN, ALLOW)]
+    known = sorted((number, rule) for number, rule in rules.items() if number is not None)
+    first = [_step(LOAD, ARCHITECTURE), _step(EQUAL, architecture, 1, 0), _step(RETURN, KILL),
+             _step(LOAD, NUMBER)]
+    if machine == "x86_64":
+        first += [_step(AT_LEAST, X32, 0, 1), _step(RETURN, KILL)]
+    return b"".join(first + _search(known))
+
+
+def _search(rules: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """Return steps that find the number's rule by halves: at install, the kernel tries every system call."""
+    if len(rules) <= 2:
+        return [step for number, rule in rules for step in (_step(EQUAL, number, 0, len(rule)), *rule)] + [
+            _step(RETURN, ALLOW)]
+    middle = len(rules) // 2
+    low, high = _search(rules[:middle]), _search(rules[middle:])
+    return [_step(AT_LEAST, rules[middle][0], len(low), 0), *low, *high]
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _refuse(code: int = errno.EPERM) -> bytes:
+    return _step(RETURN, ERRNO | code)
 
 
 def _argument(index: int) -> int:
@@ -123,7 +122,7 @@ def _argument(index: int) -> int:
 
 
 def install(filter_program: bytes) -> None:
-    """Put the filter on this process and its children for good. Needs no_new_privs."""
+    """Put the filter on this process and its children for good. Needs no_new_privs or root."""
     steps = ctypes.create_string_buffer(filter_program)
     header = ctypes.create_string_buffer(
         struct.pack("@HP", len(filter_program) // 8, ctypes.addressof(steps)))

@@ -45,6 +45,8 @@ def serve(execution: Execution, request: dict[str, Any], uid: int | None) -> Non
             else:
                 _carry(execution, header, blobs, uid)
     execution.end()
+    if ended == EXITED:
+        ended = str(execution.verdict(None)["killed_by"] or EXITED)
     while ended != HUNG_UP and packets.receive(parent):
         packets.send(parent, {"ended": ended})
 

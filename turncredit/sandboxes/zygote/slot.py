@@ -7,13 +7,14 @@ process that has another user, or more capabilities than it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from dataclasses import dataclass
 from typing import Any
 
-from . import candidate, cgroups, files, packets, root, seccomp, session, syscalls
-from .execution import HUNG_UP, PAGE, Execution
+from . import candidate, cgroups, files, landlock, packets, root, seccomp, session, syscalls
+from .execution import ABOVE, HUNG_UP, PAGE, Execution
 
 APART = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWCGROUP
 
@@ -43,12 +44,17 @@ def serve(settings: Settings, pool: cgroups.Pool, number: int, parent: socket.so
         root.build(settings.readable, settings.hidden, uid=os.getuid() if uid is None else uid,
                    network=network, zero_device=counted)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        policy = _policy(settings.landlock, network)
+        filters = seccomp.program(network=network, shared_memory=counted)
+        # To install a filter costs as much as all other confinement together: what can be inherited, is.
+        inherited = settings.privileged and counted and policy is not None
+        if inherited:
+            seccomp.install(seccomp.program(network=network, shared_memory=True, for_slot=True))
     except OSError as error:
         packets.send(parent, {"error": str(error)})
         return
-    held = candidate.Confinement(
-        uid=uid, landlock=settings.landlock, network=network, data_bytes=_writable_bytes(),
-        seccomp=seccomp.program(network=network, shared_memory=counted))
+    held = candidate.Confinement(uid=uid, landlock=policy, data_bytes=_writable_bytes(),
+                                 seccomp=None if inherited else filters)
     nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     packets.send(parent, {"ready": True})
     while True:
@@ -90,6 +96,16 @@ def _run(execution: Execution, request: dict[str, Any], store: int) -> str | Non
     if collected >= 0:
         os.close(collected)
     return cut
+
+
+def _policy(version: int, network: bool) -> int | None:
+    """Return every candidate's Landlock policy, out of the way of the descriptors that come and go."""
+    if not version:
+        return None
+    made = landlock.ruleset(version, ["/"], [root.SCRATCHES, "/dev/null"], network=network)
+    kept = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, ABOVE)
+    os.close(made)
+    return kept
 
 
 def _writable_bytes() -> int:

@@ -32,7 +32,8 @@ AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 2, 4, 8
 
 
-def _check(result: int, what: str) -> int:
+def check(result: int, what: str) -> int:
+    """Return a call's result, or raise what errno says."""
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{what}: {os.strerror(code)}")
@@ -58,47 +59,47 @@ def read_file(path: str) -> bytes:
 
 
 def unshare(flags: int) -> None:
-    _check(LIBC.unshare(flags), f"unshare({flags:#x})")
+    check(LIBC.unshare(flags), f"unshare({flags:#x})")
 
 
 def setns(fd: int, flags: int) -> None:
-    _check(LIBC.setns(fd, flags), "setns")
+    check(LIBC.setns(fd, flags), "setns")
 
 
 def sethostname(name: str) -> None:
-    _check(LIBC.sethostname(name.encode(), len(name)), "sethostname")
+    check(LIBC.sethostname(name.encode(), len(name)), "sethostname")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    _check(LIBC.mount(*encoded[:3], flags, encoded[3]), f"mount {kind or source or ''} on {target}")
+    check(LIBC.mount(*encoded[:3], flags, encoded[3]), f"mount {kind or source or ''} on {target}")
 
 
 def unmount(target: str) -> None:
-    _check(LIBC.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+    check(LIBC.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
 
 
 def pivot_root(new: str, old: str) -> None:
-    _check(LIBC.syscall(PIVOT_ROOT, os.fsencode(new), os.fsencode(old)), "pivot_root")
+    check(LIBC.syscall(PIVOT_ROOT, os.fsencode(new), os.fsencode(old)), "pivot_root")
 
 
 def lock_mounts(path: str, *, devices: bool = False) -> None:
     """Make the mount at `path`, and all below it, read-only, nosuid and (unless `devices`) nodev."""
     flags = MS_RDONLY | MS_NOSUID | (0 if devices else MS_NODEV)  # the MOUNT_ATTR_ values are the same here
     attributes = struct.pack("=QQQQ", flags, 0, 0, 0)
-    _check(LIBC.syscall(MOUNT_SETATTR, AT_FDCWD, os.fsencode(path), AT_RECURSIVE, attributes,
+    check(LIBC.syscall(MOUNT_SETATTR, AT_FDCWD, os.fsencode(path), AT_RECURSIVE, attributes,
                         ctypes.c_size_t(len(attributes))), f"mount_setattr {path}")
 
 
 def prctl(option: int, *arguments: int) -> None:
     padded = [*arguments, 0, 0, 0, 0][:4]
-    _check(LIBC.prctl(option, *padded), f"prctl({option})")
+    check(LIBC.prctl(option, *padded), f"prctl({option})")
 
 
 def drop_capabilities() -> None:
     """Empty the permitted, effective and inheritable sets (version 3 of the interface: 64 bits)."""
     header = struct.pack("=Ii", 0x20080522, 0)
-    _check(LIBC.syscall(CAPSET, header, bytes(24)), "capset")
+    check(LIBC.syscall(CAPSET, header, bytes(24)), "capset")
 
 
 def open_beneath(folder: int, path: str, flags: int, mode: int = 0) -> int:
@@ -109,5 +110,5 @@ def open_beneath(folder: int, path: str, flags: int, mode: int = 0) -> int:
     """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode,
                       RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
-    return _check(LIBC.syscall(OPENAT2, folder, os.fsencode(path), how, ctypes.c_size_t(len(how))),
+    return check(LIBC.syscall(OPENAT2, folder, os.fsencode(path), how, ctypes.c_size_t(len(how))),
                   f"open {path}")
