@@ -1,4 +1,4 @@
-"""Problems from data files: known-good solutions pass, halves share no test, a bad file is refused."""
+"""Problems from data files: good solutions pass, halves share no test, and a bad file is refused in a sentence."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_a_query_finds_the_answer(make: Any, play: Callable[..., float], storage
 
 def test_useless_answers_are_not_rewarded(make: Any) -> None:
     env = make("DataAnalysis", level=3)
-    for seed in range(40):
+    for seed in range(12):
         prompt, _ = env.reset(seed=seed)
         answer = env.task.hidden["answer"]
         several = f"{answer} or 17" if not isinstance(answer, str) else "Oslo, Lima, Cairo, private, company"
@@ -65,13 +65,13 @@ def test_train_and_test_ask_different_things_and_ood_has_other_tables(make: Any)
     tables: dict[str, set[str]] = {split: set() for split in SPLITS}
     for split, level in CASES:
         env = make("DataAnalysis", split=split, level=level)
-        for seed in range(100):
+        for seed in range(60):
             env.reset(seed=seed)
             shapes[split].add(env.task.hidden["question"].shape)
             tables[split] |= set(env.task.hidden["tables"])
     assert not shapes["train"] & shapes["test"]
     assert not tables["train"] & tables["ood"]
-    assert len(shapes["train"]) > 60
+    assert len(shapes["train"]) > 50
     assert len(shapes["test"]) > 15
 
 
