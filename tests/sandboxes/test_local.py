@@ -150,7 +150,7 @@ def where_namespaces_are_refused(script: str) -> subprocess.CompletedProcess[str
     ({"minimum": ["seccmp"]}, "did you mean 'seccomp'"), ({"readable": ["tmp"]}, "readable names 'tmp'"),
     ({"preload": ["no_such_module"]}, "preload names 'no_such_module'"),
     ({"limits": Limits(memory_bytes=1000)}, "memory_bytes is 1000"),
-    ({"limits": Limits(memory_bytes=1 << 60)}, "what this machine has"),
+    ({"limits": Limits(memory_bytes=1 << 60)}, "what the machine has"),
     ({"limits": Limits(wall_s=float("inf"))}, "wall_s is inf"),
 ])
 def test_an_impossible_setting_is_refused(settings: dict[str, Any], sentence: str) -> None:
@@ -322,7 +322,7 @@ def test_a_cancelled_run_is_ended_and_its_slot_replaced() -> None:
 
 
 def test_a_slot_that_answers_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("turncredit.sandboxes.pool.GRACE_S", 0.5)
+    monkeypatch.setattr("turncredit.sandboxes.slots.GRACE_S", 0.5)
 
     async def use(sandbox: LocalSandbox) -> None:
         (slot,) = slots_now()
