@@ -102,7 +102,7 @@ async def soak(home: str, count: int, slots: int, seed: int) -> tuple[Counter[st
 def left_of(processes: set[int], mounts: str, open_before: int, files: set[Path]) -> list[str]:
     left = [f"process {pid}" for pid in processes if Path(f"/proc/{pid}").exists()] + cgroups_of(processes)
     left += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()
-             if line not in mounts.splitlines() and ("/sandbox" in line or " - tmpfs " in line)]
+             if line not in mounts.splitlines() and line.split()[4].startswith(("/sandbox", "/.old", "/tmp"))]
     if descriptors() != open_before:
         left.append(f"{descriptors() - open_before} descriptors")
     return left + [f"file {path}" for path in temporary_files() - files if "turncredit" in path.name]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from turncredit.errors import UserError, did_you_mean
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused."""
+    """Unknown keys are refused, and true or false where a number belongs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false are no value for it")
+        return value
 
 
 class TinyModel(Strict):
@@ -26,6 +34,13 @@ class TinyModel(Strict):
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     context: int = Field(1024, ge=64)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TinyModel:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width is {self.width} and heads is {self.heads}: the width must be a multiple of twice "
+                             "the heads")
+        return self
 
 
 class ModelConfig(Strict):
@@ -44,6 +59,8 @@ class ModelConfig(Strict):
     def _one_source(self) -> ModelConfig:
         if (self.path is None) == (self.tiny is None):
             raise ValueError("set exactly one of model.path and model.tiny")
+        if self.chat_template is not None and not self.chat_template.is_file():
+            raise ValueError(f"model.chat_template is {str(self.chat_template)!r}: there is no such file")
         return self
 
 
@@ -95,8 +112,9 @@ class TrainerConfig(Strict):
     steps: int = Field(100, ge=1)
     lr: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     clip_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens in one forward pass")
     save_every: int = Field(50, ge=1)
@@ -149,10 +167,25 @@ class Config(Strict):
         from turncredit.trainer.algorithms import make_algorithm  # needs torch, so not at import
 
         settings = dict(self.algorithm)
+        name = settings.pop("name", "sc-grpo")
+        if not isinstance(name, str):
+            raise ValueError(f"algorithm.name is {name!r}: it must be a name")
         try:
-            make_algorithm(settings.pop("name", "sc-grpo"), **settings)
+            make_algorithm(name, **settings)
         except ValidationError as error:
-            raise ValueError(_sentence(error, "algorithm")) from None
+            raise ValueError(_sentence(error, "algorithm").removeprefix("config: ")) from None
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Config:
+        if self.model.tiny is not None and self.warmstart is None:
+            raise ValueError("model.tiny is set without warmstart: a policy made from nothing cannot act; add a "
+                             "warmstart section, or set model.path")
+        if self.evaluation.every is not None and not self.evaluation.envs:
+            raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
+                             "evaluated, or set it to null")
+        if not self.name or self.name != "/".join(part for part in Path(self.name).parts if part not in ("..", "/")):
+            raise ValueError(f"name is {self.name!r}: it must be the name of a folder within {str(self.runs)!r}")
         return self
 
     @property
@@ -172,7 +205,9 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     if not file.is_file():
         raise UserError(f"config {str(path)!r}: there is no such file")
     try:
-        data = yaml.safe_load(file.read_text())
+        data = yaml.load(file.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {str(path)!r} cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -190,26 +225,66 @@ def parse_config(data: Mapping[str, Any]) -> Config:
         raise UserError(_sentence(error)) from None
 
 
+def refuse_unusable_envs(config: Config) -> None:
+    """Make every environment of a configuration once, those of its evaluation and warm start too.
+
+    Raises:
+        UserError: one cannot be made; names the key. Without this it would be found out in the middle of the run.
+    """
+    from turncredit.envs import make
+
+    warm = config.warmstart.envs if config.warmstart else []
+    for key, envs in (("envs", config.envs), ("warmstart.envs", warm), ("evaluation.envs", config.evaluation.envs)):
+        for i, env in enumerate(envs):
+            try:
+                make(env.id, **env.make_arguments).close()
+            except UserError as error:
+                raise UserError(f"config: {key}.{i}: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number and 2024-01-01 a text, and a key that stands twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML declares it
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping with different keys."""
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                              list("-+0123456789"))
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    if not equals:
+    if not equals or not key:
         raise UserError(f"override {override!r}: write key=value, for example trainer.lr=1e-5")
     *parents, last = key.split(".")
     at: Any = data
     for name in parents:
-        at = at[int(name)] if isinstance(at, list) else at.setdefault(name, {})
+        at = at[_index(at, name, override)] if isinstance(at, list) else at.setdefault(name, {})
         if not isinstance(at, dict | list):
             raise UserError(f"override {override!r}: {name} is not a mapping")
-    parsed = yaml.safe_load(value)
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-5 as text
-        try:
-            parsed = float(parsed)
-        except ValueError:
-            parsed = value
-    if isinstance(at, list):
-        at[int(last)] = parsed
-    else:
-        at[last] = parsed
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: its value is not valid YAML: {' '.join(str(error).split())}") from None
+    at[_index(at, last, override) if isinstance(at, list) else last] = parsed
+
+
+def _index(items: list[Any], name: str, override: str) -> int:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise UserError(f"override {override!r}: {name!r} is no place in a list of {len(items)} (the first is 0)")
+    return int(name)
 
 
 def _sentence(error: ValidationError, prefix: str = "") -> str:
@@ -222,7 +297,8 @@ def _sentence(error: ValidationError, prefix: str = "") -> str:
     if first["type"] == "missing":
         return f"config: the key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f" is {first['input']!r}"
+    of_a_part = first["type"] == "value_error" and isinstance(first["input"], dict)  # it names its own values
+    value = "" if of_a_part else f" is {first['input']!r}"
     return f"config: {key}{value}: {message}" if key else f"config: {message}"
 
 

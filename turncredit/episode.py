@@ -111,6 +111,9 @@ class Verdict:
             raise ValueError(f"verdict.reward is {self.reward!r}: it must lie in [0, 1], or be None if unknown")
         if (self.reward is None) != (self.passed is None):
             raise ValueError("verdict.reward and verdict.passed are known together or unknown together")
+        if self.reward is not None:  # numpy's numbers become Python's, which is what is written to disk
+            object.__setattr__(self, "reward", float(self.reward))
+            object.__setattr__(self, "passed", bool(self.passed))
 
     @classmethod
     def of(cls, passed: bool, reason: str = "", **details: Any) -> Verdict:
@@ -200,12 +203,12 @@ class Episode:
     @property
     def token_ids(self) -> TokenIds:
         """All token ids in order, [tokens]."""
-        return np.concatenate([s.token_ids for s in self.segments])
+        return np.concatenate([np.zeros(0, np.int32), *(s.token_ids for s in self.segments)])
 
     @property
     def generated(self) -> Mask:
         """True at the tokens that the policy generated, [tokens]."""
-        return np.concatenate([np.full(len(s.token_ids), s.generated) for s in self.segments])
+        return np.concatenate([np.zeros(0, np.bool_), *(np.full(len(s.token_ids), s.generated) for s in self.segments)])
 
     @property
     def logprobs(self) -> Floats:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -78,13 +79,14 @@ class EpisodeRecord(BaseModel):
         verdict = episode.verdict
         return cls(
             id=episode.id, step=episode.step, group=episode.group, sample=episode.sample, env_id=episode.env_id,
-            task_id=episode.task_id, split=episode.split, seed=episode.seed, policy_version=episode.policy_version,
-            reward=episode.reward, passed=episode.passed, stop=episode.stop, error=episode.error,
-            verdict_reward=verdict.reward if verdict else None, verdict_passed=verdict.passed if verdict else None,
-            verdict_reason=verdict.reason if verdict else None,
-            verdict_details=json.dumps(dict(verdict.details) if verdict else {}, default=repr),
+            task_id=_encodable(episode.task_id), split=_encodable(episode.split), seed=episode.seed,
+            policy_version=episode.policy_version, reward=episode.reward, passed=episode.passed, stop=episode.stop,
+            error=_encodable(episode.error), verdict_reward=verdict.reward if verdict else None,
+            verdict_passed=verdict.passed if verdict else None,
+            verdict_reason=_encodable(str(verdict.reason)) if verdict else None,
+            verdict_details=_details(verdict.details) if verdict else "{}",
             generated_tokens=episode.generated_count, total_tokens=sum(len(s.token_ids) for s in episode.segments),
-            sampling_s=episode.timings["sampling"], environment_s=episode.timings["environment"],
+            sampling_s=episode.timings.get("sampling", 0.0), environment_s=episode.timings.get("environment", 0.0),
             system=_encodable(episode.system), prompt=_encodable(episode.prompt),
             turns=[TurnRecord(action=_encodable(t.action), observation=_encodable(t.observation), role=t.role,
                               valid=t.valid, reward=t.reward) for t in episode.turns],
@@ -112,6 +114,14 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _details(details: Any) -> str:
+    """A verdict's details as JSON; what JSON cannot hold, as its `repr`. They are the verifier's: anything at all."""
+    try:
+        return json.dumps(dict(details), default=repr)
+    except (TypeError, ValueError, RecursionError):  # keys that are no strings, circles, no mapping
+        return json.dumps({"repr": repr(details)})
+
+
 class RunFolder:
     """Where a run keeps what it did."""
 
@@ -136,18 +146,19 @@ class RunFolder:
 
     def read_episodes(self) -> Iterator[Episode]:
         """Every episode, in the order of their ids."""
-        for file in sorted(self.episodes.glob("*.parquet")):
+        for file in sorted(self.episodes.glob("step-*.parquet")):  # not what a killed writer left half done
             yield from read_episodes(file)
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add a step's line."""
-        line = json.dumps(metrics, allow_nan=False, default=_jsonable) + "\n"
+        """Add a step's line; numbers that are not finite, which JSON does not know, become null."""
+        line = json.dumps(_jsonable(metrics), allow_nan=False) + "\n"
         with self.metrics.open("ab", buffering=0) as file:
-            file.write(line.encode())  # one write call, so that a kill leaves a whole line or none
+            file.write(line.encode())  # one write call
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """A dict a step."""
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+        """A dict a step; without the last line where a kill left half of it."""
+        text = self.metrics.read_text() if self.metrics.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def forget_from(self, step: int) -> None:
         """Drop what belongs to `step` and later: a resumed run does these steps again."""
@@ -177,7 +188,10 @@ def read_episodes(path: Path) -> list[Episode]:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let `write` make a file or folder under another name, flush it to the disk, and give it its name at once."""
+    """Let `write` make a file or folder under another name, flush it to the disk, and give it its name at once.
+
+    An older folder of that name is taken away first, since a folder cannot be put in the place of another.
+    """
     temporary = path.with_name(f".writing-{path.name}")
     if temporary.is_dir():
         shutil.rmtree(temporary)
@@ -188,7 +202,13 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    temporary.replace(path)
+    if path.is_dir():
+        older = path.with_name(f".writing-older-{path.name}")
+        path.replace(older)
+        temporary.replace(path)
+        shutil.rmtree(older)
+    else:
+        temporary.replace(path)
     return path
 
 
@@ -207,4 +227,11 @@ def _schema() -> Any:
 
 
 def _jsonable(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else str(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -104,6 +104,12 @@ def test_files_go_in_and_come_out(sandbox: Driven) -> None:
     assert result.files == {"out.bin": bytes(range(256))[::-1]}
 
 
+def test_all_the_files_that_the_limits_allow_fit(sandbox: Driven) -> None:
+    files = {f"f{number}": bytes(60_000) for number in range(64)}
+    result = sandbox.run("import os; print(sum(os.path.getsize(name) for name in os.listdir()))", files=files)
+    assert result.stdout == f"{64 * 60_000}\n"
+
+
 def test_a_file_beside_the_code_can_be_imported(sandbox: Driven) -> None:
     assert sandbox.run("import beside; print(beside.x)", files={"beside.py": b"x = 5"}).stdout == "5\n"
 
@@ -203,6 +209,8 @@ def test_runs_go_on_at_the_same_time(sandbox: Driven) -> None:
     {"code": "x", "files": {"/x": b""}}, {"code": "x", "collect": ["a/../../x"]},
     {"code": "x", "collect": [""]},
     {"code": "x", "files": {"x": bytes(5 << 20)}}, {"code": "x", "files": {str(i): b"" for i in range(65)}},
+    {"code": "x", "files": {f"{i}/x": b"" for i in range(40)}},
+    {"code": "x", "files": {"a": b"", "a/b": b""}},
 ])
 def test_a_request_without_sense_is_refused(sandbox: Driven, arguments: dict[str, object]) -> None:
     with pytest.raises(UserError):

@@ -11,5 +11,6 @@ __all__ = ["SPLITS", "Reply", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolEr
 register("turncredit/Arithmetic-v0", "turncredit.envs.arithmetic:Arithmetic")
 register("turncredit/Calculator-v0", "turncredit.envs.calculator:Calculator")
 register("turncredit/Brackets-v0", "turncredit.envs.brackets:Brackets")
+register("turncredit/LeftToRight-v0", "turncredit.envs.left_to_right:LeftToRight")
 register("turncredit/Pantry-v0", "turncredit.envs.pantry:Pantry")
 register("turncredit/Questions-v0", "turncredit.envs.questions:Questions")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from turncredit.envs.calculator import Calculator
@@ -16,15 +18,18 @@ class Brackets(Calculator):
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """The same splits of numbers as the calculator's; out of distribution numbers three times as large."""
+        size, made_of = 2, self.made_of
         if self.split == "ood":
-            drawn = draw_expression(rng, self.split, 1, self.largest + 1, 3 * self.largest)
-        else:
-            drawn = draw_expression(rng, self.split, 2, self.smallest, self.largest)
-        first = int(rng.integers(2))
+            size, made_of = 1, replace(made_of, smallest=made_of.largest + 1, largest=3 * made_of.largest)
+        while True:
+            drawn = draw_expression(rng, self.split, size, made_of)
+            first = int(rng.integers(2))
+            value = drawn.worked_out(first).value
+            if value not in drawn.numbers:  # the answer does not stand in the question
+                break
         a, b, c = drawn.numbers
         x, y = drawn.operators
         text = f"( {a} {x} {b} ) {y} {c}" if first == 0 else f"{a} {x} ( {b} {y} {c} )"
-        value = drawn.worked_out(first).value
         return Task(f"What is {text}?", {"answer": value, "expression": drawn, "first": first}, self.split, self.level)
 
     def next_operator(self, left: Expression) -> int:

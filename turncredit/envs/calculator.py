@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from turncredit.envs.expressions import OPERATORS, Expression, checked_range, draw_expression
+from turncredit.envs.expressions import OPERATORS, Expression, Ingredients, draw_expression
 from turncredit.envs.tools import ToolEnv, ToolError, tool
 from turncredit.episode import Task
+from turncredit.errors import UserError
 from turncredit.verifiers import MathAnswer
 
 LARGEST = 10**12
@@ -18,16 +19,18 @@ class Calculator(ToolEnv):
     """An expression with several operators: the agent must find the order, and carry the results along."""
 
     instructions = "Work out the expression, one operation at a time. Then answer with the number."
-    verifier = MathAnswer()
+    verifier = MathAnswer(worked_out=True)
     levels = 4
 
-    def __init__(self, smallest: int = 2, largest: int = 29, **kwargs: Any) -> None:
+    def __init__(self, smallest: int = 2, largest: int = 29, operators: str = "+-*", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.smallest, self.largest = checked_range(smallest, largest)
+        self.made_of = Ingredients(smallest, largest, operators)
+        if largest ** (self.level + 1) > LARGEST:
+            raise UserError(f"largest is {largest}: at level {self.level} results outgrow the calculator's display")
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """`level` operators; numbers disjoint between train and test, one operator more out of distribution."""
-        expression = draw_expression(rng, self.split, self.level, self.smallest, self.largest)
+        expression = draw_expression(rng, self.split, self.level, self.made_of)
         return Task(f"What is {expression}?", {"answer": expression.value, "expression": expression},
                     self.split, self.level)
 

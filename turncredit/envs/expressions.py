@@ -48,23 +48,41 @@ class Expression:
         return rest.numbers[0]
 
 
-def draw_expression(rng: np.random.Generator, split: str, level: int, smallest: int, largest: int) -> Expression:
-    """An expression with `level` operators over numbers from `smallest` to `largest`; for "ood", one operator more.
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What an environment's expressions are made of.
 
-    Train and test never share the set of numbers that an expression is made of.
+    Raises:
+        UserError: numbers that leave too few sets to be split, or an operator that is none.
+    """
+
+    smallest: int = 2
+    largest: int = 29
+    operators: str = "+-*"
+
+    def __post_init__(self) -> None:
+        smallest, largest = self.smallest, self.largest
+        if not self.operators or set(self.operators) - OPERATORS.keys():
+            raise UserError(f"operators is {self.operators!r}: it must be made of {''.join(OPERATORS)}")
+        if smallest < 0 or largest < smallest + 3:
+            raise UserError(f"smallest is {smallest} and largest is {largest}: smallest must not be negative, and "
+                            "largest at least 3 more, or there are too few numbers to be split")
+
+
+def draw_expression(rng: np.random.Generator, split: str, level: int, made_of: Ingredients) -> Expression:
+    """An expression with `level` operators; for "ood", one operator more.
+
+    Train and the other splits never share the set of numbers that an expression is made of, at whatever level, and
+    its value is none of them: the answer does not stand in the question.
     """
     size = level + 1 if split == "ood" else level
 
     def draw() -> Expression:
-        numbers = tuple(int(n) for n in rng.integers(smallest, largest + 1, size=size + 1))
-        return Expression(numbers, tuple(rng.choice(list(OPERATORS), size=size).tolist()))
+        while True:
+            numbers = tuple(int(n) for n in rng.integers(made_of.smallest, made_of.largest + 1, size=size + 1))
+            drawn = Expression(numbers, tuple(rng.choice(list(made_of.operators), size=size).tolist()))
+            if drawn.value not in numbers:
+                return drawn
 
-    return draw_from_split(split, draw, lambda e: " ".join(map(str, sorted(e.numbers))))
-
-
-def checked_range(smallest: int, largest: int) -> tuple[int, int]:
-    """The range of numbers, refused where it is too small to be split."""
-    if smallest < 0 or largest < smallest + 2:
-        raise UserError(f"smallest is {smallest} and largest is {largest}: smallest must not be negative, and largest "
-                        "at least 2 more")
-    return smallest, largest
+    held_out = "test" if split == "ood" else split  # one level's "ood" has as many operators as the next one's train
+    return draw_from_split(held_out, draw, lambda e: " ".join(map(str, sorted(e.numbers))))

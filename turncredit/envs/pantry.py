@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,25 @@ from turncredit.verifiers import FinalState
 GOODS = ("apples", "beans", "bread", "cheese", "dates", "eggs", "figs", "honey", "jam", "kale", "leeks", "milk",
          "nuts", "oats", "pears", "rice", "salt", "tea")
 OOD_GOODS = ("anvils", "bolts", "cables", "drills", "fuses", "gears", "hinges", "nails")
+KINDS = ("set", "discard", "match")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What shall become of an item; `other` is the one to be matched, and stands on the shelves in any case."""
+
+    kind: str
+    item: str
+    other: str
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The goods that the note names for it."""
+        return (self.item, self.other) if self.kind == "match" else (self.item,)
 
 
 class Pantry(ToolEnv):
-    """Look at shelves, set, move and throw away goods; judged by what stands there in the end."""
+    """Look at shelves, set, match and throw away goods; judged by what stands there in the end."""
 
     instructions = "Bring the pantry to the state that the note asks for. Use the tools, then say done."
     verifier = FinalState()
@@ -26,36 +43,35 @@ class Pantry(ToolEnv):
     turn_limit = 12
 
     def make_task(self, rng: np.random.Generator) -> Task:
-        """`level` wishes; the pairs of goods differ between train and test, all goods are others in "ood"."""
+        """`level` wishes; the goods that a note names differ between train and test, all goods are others in "ood"."""
         goods = OOD_GOODS if self.split == "ood" else GOODS
-        count = self.level + 1
 
-        def draw() -> list[str]:
-            return [str(g) for g in rng.choice(goods, size=count, replace=False)]
+        def draw() -> list[Wish]:
+            names = [str(g) for g in rng.choice(goods, size=self.level + 1, replace=False)]
+            return [Wish(str(rng.choice(KINDS)), item, other) for item, other in pairwise(names)]
 
-        chosen = draw_from_split(self.split, draw, lambda drawn: " ".join(sorted(drawn)))
-        shelves = {name: int(rng.integers(1, 20)) for name in chosen}
-        goal, wishes, solution = dict(shelves), [], []
-        for i, name in enumerate(chosen[: self.level]):
-            kind = str(rng.choice(["set", "discard", "move"]))
-            other = chosen[i + 1]
-            if kind == "set":
-                amount = int(rng.integers(20, 60))
-                wishes.append(f"have {amount} {name}")
-                goal[name] = amount
-                solution.append(("put", {"item": name, "count": amount}))
-            elif kind == "discard":
-                wishes.append(f"throw away all {name}")
+        wishes = draw_from_split(self.split, draw, lambda drawn: " ".join(sorted({n for w in drawn for n in w.named})))
+        stocked = [wishes[0].item, *(w.other for w in wishes)]
+        # No two alike, so that no wish is fulfilled before the agent does anything.
+        counts = rng.choice(np.arange(1, 20), size=len(stocked), replace=False)
+        shelves = {name: int(count) for name, count in zip(stocked, counts)}
+        goal, texts, solution = dict(shelves), [], []
+        for wish in wishes:
+            name = wish.item
+            if wish.kind == "set":
+                goal[name] = int(rng.integers(20, 60))
+                texts.append(f"have {goal[name]} {name}")
+                solution.append(("put", {"item": name, "count": goal[name]}))
+            elif wish.kind == "discard":
                 del goal[name]
+                texts.append(f"throw away all {name}")
                 solution.append(("discard", {"item": name}))
-            else:
-                # Only a look at the shelf tells how many; the total is kept in the other good.
-                wishes.append(f"have as many {name} as {other}")
-                goal[name] = goal[other]
-                solution += [("look", {"item": other}), ("put", {"item": name, "count": goal[other]})]
-        note = f"In this order: {'; '.join(wishes)}."
+            else:  # only a look at the shelf tells how many
+                goal[name] = goal[wish.other]
+                texts.append(f"have as many {name} as {wish.other}")
+                solution += [("look", {"item": wish.other}), ("put", {"item": name, "count": goal[name]})]
         hidden = {"shelves": shelves, "goal": goal, "solution": solution}
-        return Task(note, hidden, self.split, self.level)
+        return Task(f"In this order: {'; '.join(texts)}.", hidden, self.split, self.level)
 
     def start(self) -> None:
         """Fill the shelves."""
@@ -110,5 +126,3 @@ class Pantry(ToolEnv):
         if item not in self.shelves:
             raise ToolError(f"there is no {item!r} in the pantry")
         return self.shelves[item]
-
-

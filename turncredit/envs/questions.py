@@ -8,26 +8,28 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from turncredit.envs.splits import SPLITS
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Task
 from turncredit.errors import MissingExtra, UserError, did_you_mean
 from turncredit.verifiers import MathAnswer, Verifier
 
-_ROWS: dict[tuple[str, str], list[Mapping[str, Any]]] = {}  # a file is read once a process, not once an environment
+# Tasks are made once a process, not once an environment: a group has many environments on one file.
+_TASKS: dict[tuple[Any, ...], list[Task]] = {}
 
 
 class Questions(TextEnv):
     """One question, one answer, judged by mathematical equivalence unless another verifier is given.
 
     Args:
-        data: a .jsonl, .json or .parquet file (also .gz), or "hf:name" or "hf:name/config" for a data set of the hub.
+        data: a .jsonl, .json or .parquet file (also .gz), or "hf:owner/name" or "hf:owner/name/config" for a data set
+            of the hub.
         question: the field that holds the question.
         answer: the field that holds the answer.
         answer_pattern: a regular expression whose first group is the answer within that field.
@@ -35,7 +37,7 @@ class Questions(TextEnv):
         instructions: what the agent is told.
         verifier: judges `hidden["answer"]`; MathAnswer by default.
     Raises:
-        UserError: no such file, a field that a line lacks (named with its line), or no rows.
+        UserError: no such file, one that cannot be read, a field that a line lacks (named with its line), or no rows.
     """
 
     turn_limit = 1
@@ -46,11 +48,13 @@ class Questions(TextEnv):
         super().__init__(split=split, **kwargs)
         self.instructions = instructions
         self.verifier = verifier or MathAnswer()
-        key = (data, data_split or (split if split in SPLITS else "train"))
-        if key not in _ROWS:
-            _ROWS[key] = list(read_rows(*key))
-        self._tasks = [self._task(row, f"{data}, row {i + 1}", question, answer, answer_pattern)
-                       for i, row in enumerate(_ROWS[key])]
+        source = _source(data, data_split or split)
+        key = (*source, question, answer, answer_pattern, split, self.level)
+        if key not in _TASKS:
+            pattern = _compiled(answer_pattern)
+            _TASKS[key] = [self._task(row, f"{data}, {place}", question, answer, pattern)
+                           for place, row in read_rows(data, data_split or split)]
+        self._tasks = _TASKS[key]
         if not self._tasks:
             raise UserError(f"data {data!r} holds no rows")
         self.num_tasks = len(self._tasks)
@@ -71,60 +75,90 @@ class Questions(TextEnv):
         """The answer as the data has it."""
         return str(self.task.hidden["answer"])
 
-    def _task(self, row: Mapping[str, Any], where: str, question: str, answer: str, pattern: str | None) -> Task:
+    def _task(self, row: Any, where: str, question: str, answer: str, pattern: re.Pattern[str] | None) -> Task:
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is {type(row).__name__}: each one must be an object with fields")
         for role, name in (("question", question), ("answer", answer)):
             if name not in row:
                 hint = did_you_mean(name, row)
                 raise UserError(f"{where} has no field {name!r}{hint}: set {role}=… (it has: {', '.join(row)})")
+            if row[name] is None or not str(row[name]).strip():
+                raise UserError(f"{where}: its field {name!r} is empty")
         gold = str(row[answer])
         if pattern is not None:
-            match = re.search(pattern, gold)
-            if match is None:
-                raise UserError(f"{where}: answer_pattern {pattern!r} does not match its {answer}: {gold[-60:]!r}")
+            match = pattern.search(gold)
+            if match is None or not (match.group(1) or "").strip():
+                raise UserError(f"{where}: answer_pattern {pattern.pattern!r} finds nothing in its {answer}: "
+                                f"{gold[-60:]!r}")
             gold = match.group(1)
         return Task(str(row[question]), {"answer": gold.strip()}, self.split, self.level)
 
 
-def read_rows(data: str, split: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of a file or a hub data set, as dicts."""
+def read_rows(data: str, split: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a file or a hub data set, each with its place, such as "line 3"."""
     if data.startswith("hf:"):
-        yield from _read_hub(data.removeprefix("hf:"), split)
+        rows: Iterable[Any] = _read_hub(data.removeprefix("hf:"), split)
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
         return
+    path = Path(data)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind not in ("jsonl", "json", "parquet"):
+        raise UserError(f"data {data!r} is neither .jsonl, .json nor .parquet (nor those with .gz)")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+        if kind == "jsonl":
+            yield from ((f"line {number}", _json_line(line, f"{data}, line {number}"))
+                        for number, line in enumerate(raw.splitlines(), 1) if line.strip())
+            return
+        found = json.loads(raw) if kind == "json" else _read_parquet(raw)
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pyarrow's errors are ValueErrors
+        raise UserError(f"data {data!r} cannot be read: {' '.join(str(error).split())}") from None
+    rows = found if isinstance(found, list) else [found]
+    yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _source(data: str, split: str) -> tuple[Any, ...]:
+    """What tells one content of `data` from another: a file that was written anew is read anew."""
+    if data.startswith("hf:"):
+        return data, split
     path = Path(data)
     if not path.is_file():
         raise UserError(f"data {data!r}: there is no such file")
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind == "parquet":
-        import pyarrow.parquet
-
-        yield from pyarrow.parquet.read_table(path).to_pylist()
-        return
-    raw = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-    if kind == "jsonl":
-        for number, line in enumerate(raw.splitlines(), 1):
-            yield _json_object(line, f"{data}, line {number}")
-    elif kind == "json":
-        rows = json.loads(raw)
-        yield from (rows if isinstance(rows, list) else [rows])
-    else:
-        raise UserError(f"data {data!r} is neither .jsonl, .json nor .parquet (nor those with .gz)")
+    state = path.stat()
+    return str(path.resolve()), state.st_mtime_ns, state.st_size
 
 
-def _json_object(line: bytes, where: str) -> Mapping[str, Any]:
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     try:
-        row = json.loads(line)
+        compiled = None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"answer_pattern {pattern!r} is not a regular expression: {error}") from None
+    if compiled is not None and compiled.groups == 0:
+        raise UserError(f"answer_pattern {pattern!r} has no group: put brackets around the answer")
+    return compiled
+
+
+def _json_line(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
     except ValueError as error:
         raise UserError(f"{where} is not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is {type(row).__name__}: each line must be an object")
-    return row
 
 
-def _read_hub(name: str, split: str) -> Iterator[Mapping[str, Any]]:
+def _read_parquet(raw: bytes) -> list[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows: list[Any] = pyarrow.parquet.read_table(pyarrow.BufferReader(raw)).to_pylist()
+    return rows
+
+
+def _read_hub(name: str, split: str) -> Iterable[Any]:
     try:
         import datasets
     except ImportError:
         raise MissingExtra("datasets", "datasets") from None
     parts = name.split("/")
     config = parts.pop() if len(parts) == 3 else None  # owner/name/config
-    yield from datasets.load_dataset("/".join(parts), config, split=split)
+    rows: Iterable[Any] = datasets.load_dataset("/".join(parts), config, split=split)
+    return rows

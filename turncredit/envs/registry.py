@@ -17,8 +17,15 @@ log = logging.getLogger(__name__)
 
 
 def register(id: str, entry_point: Any, **kwargs: Any) -> None:
-    """Register an environment, as `gymnasium.register` does: `register("team/Task-v0", "package.module:Class")`."""
-    gymnasium.register(id=id, entry_point=entry_point, disable_env_checker=True, **kwargs)
+    """Register an environment, as `gymnasium.register` does: `register("team/Task-v0", "package.module:Class")`.
+
+    Raises:
+        UserError: an id of another form than that.
+    """
+    try:
+        gymnasium.register(id=id, entry_point=entry_point, disable_env_checker=True, **kwargs)
+    except gymnasium.error.Error as error:
+        raise UserError(f"environment id {id!r}: {' '.join(str(error).split())}") from None
 
 
 @functools.cache

@@ -86,10 +86,10 @@ class TextEnv(gymnasium.Env[str, str]):
                  tool_format: str = "json") -> None:
         if split not in SPLITS:
             raise UserError(f"split {split!r} is unknown{did_you_mean(split, SPLITS)} (known: {', '.join(SPLITS)})")
-        if not 1 <= level <= self.levels:
-            raise UserError(f"level is {level}: {type(self).__name__} has levels 1 to {self.levels}")
-        if max_turns is not None and max_turns < 1:
-            raise UserError(f"max_turns is {max_turns}: it must be at least 1")
+        if not isinstance(level, int) or not 1 <= level <= self.levels:
+            raise UserError(f"level is {level!r}: {type(self).__name__} has levels 1 to {self.levels}")
+        if max_turns is not None and (not isinstance(max_turns, int) or max_turns < 1):
+            raise UserError(f"max_turns is {max_turns!r}: it must be a whole number of at least 1")
         self.action_space = TextSpace()
         self.observation_space = TextSpace()
         self.split, self.level = split, level

@@ -14,7 +14,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import textwrap
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +48,7 @@ class Tool:
         """Read the schema off a function's signature and docstring (Google style "Args:").
 
         Raises:
-            UserError: a parameter has no type annotation, or the function has no docstring.
+            UserError: a parameter has no type annotation or takes no name, or the function has no docstring.
         """
         name = getattr(function, "__name__", "tool")
         summary, described = _read_docstring(name, function)
@@ -55,11 +57,15 @@ class Tool:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.name == "self":
                 continue
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise UserError(f"tool {name}: the parameter {parameter} cannot be given by name: make it an "
+                                "ordinary one")
             if parameter.name not in hints:
                 raise UserError(f"tool {name}: the parameter {parameter.name} has no type: annotate it")
             default = ... if parameter.default is parameter.empty else parameter.default
-            description = described.get(parameter.name)
-            fields[parameter.name] = (hints[parameter.name], Field(default, description=description))
+            described_as = Field(default, alias=parameter.name, description=described.get(parameter.name))
+            # An alias, since a field's own name must not be one of pydantic's (schema, json, copy, …).
+            fields[f"argument_{len(fields)}"] = (hints[parameter.name], described_as)
         model: type[BaseModel] = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
         schema = model.model_json_schema()
         schema.pop("title", None)
@@ -75,13 +81,24 @@ class Tool:
             ToolError: the agent's mistake, as the function sees it.
         """
         try:
-            checked = self.arguments.model_validate(dict(arguments))
+            checked = self._checked(dict(arguments))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "arguments"
             raise MalformedCall(f"{self.spec.name}: {where}: {first['msg']}") from None
-        values = {name: getattr(checked, name) for name in type(checked).model_fields}
+        values = {str(field.alias): getattr(checked, name) for name, field in type(checked).model_fields.items()}
         return str(self.function(*bound, **values))
+
+    def _checked(self, arguments: dict[str, Any]) -> BaseModel:
+        """The arguments with their types. A format of plain words writes lists, objects and null as JSON texts."""
+        try:
+            return self.arguments.model_validate(arguments)
+        except ValidationError as error:
+            wrong = {str(one["loc"][0]) for one in error.errors() if one["loc"]}
+            read = {name: json.loads(arguments[name]) for name in wrong if _is_json(arguments.get(name))}
+            if not read:
+                raise
+            return self.arguments.model_validate(arguments | read)
 
 
 def tool(method: F) -> F:
@@ -101,9 +118,9 @@ class ToolEnv(TextEnv):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        marked = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()
-                  if getattr(value, "__turncredit_tool__", False)}
-        cls._tools = {name: Tool.of(function) for name, function in marked.items()}
+        marked = dict.fromkeys(name for base in reversed(cls.__mro__) for name, value in vars(base).items()
+                               if getattr(value, "__turncredit_tool__", False))
+        cls._tools = {name: Tool.of(getattr(cls, name)) for name in marked}  # a subclass may override one
 
     @property
     def tools(self) -> list[ToolSpec]:
@@ -111,14 +128,19 @@ class ToolEnv(TextEnv):
         return [t.spec for t in self._tools.values()]
 
     def respond(self, action: str) -> Reply:
-        """Run the calls in the action; without one the action is the final answer."""
+        """Run the calls in the action, up to the first that fails; without one the action is the final answer."""
+        results: list[str] = []
+        valid = True
         try:
             calls = self.tool_format.parse(action)
             if not calls:
                 return Reply(done=True, answer=action)
-            return Reply("\n".join([self._run(call) for call in calls]), role="tool")
+            for call in calls:
+                results.append(self._run(call))
         except (MalformedCall, ToolError) as error:
-            return Reply(f"error: {error}", role="tool", valid=not isinstance(error, MalformedCall))
+            results.append(f"error: {error}")
+            valid = not isinstance(error, MalformedCall)
+        return Reply("\n".join(results), role="tool", valid=valid)
 
     def call(self, name: str, **arguments: Any) -> str:
         """The text of a call, in the agent's format: what a scripted solution acts with."""
@@ -131,10 +153,21 @@ class ToolEnv(TextEnv):
         return self._tools[call.name](call.arguments, self)
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 def _read_docstring(name: str, function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """The summary, and the description of each argument, which may go over several lines."""
     text = inspect.getdoc(function)
     if not text:
         raise UserError(f"tool {name}: it has no docstring, so an agent cannot know what it does: write one")
-    summary, _, arguments = text.partition("Args:")
-    described = {m.group(1): m.group(2).strip() for m in re.finditer(r"^\s+(\w+)[^:\n]*:\s*(.+)$", arguments, re.M)}
+    summary, *rest = re.split(r"^Args:[ \t]*\n", text, maxsplit=1, flags=re.M)
+    section = re.split(r"^\S", rest[0], maxsplit=1, flags=re.M)[0] if rest else ""
+    entries = re.split(r"^(\w+)[^:\n]*:", textwrap.dedent(section), flags=re.M)
+    described = {entries[i]: " ".join(entries[i + 1].split()) for i in range(1, len(entries), 2)}
     return " ".join(summary.split()), described

@@ -18,6 +18,7 @@ from typing import Self
 from turncredit.errors import UserError, did_you_mean
 
 MIB = 1 << 20
+PAGE = 4096  # bytes: what a file takes is rounded up to
 
 
 class SandboxError(Exception):
@@ -98,10 +99,13 @@ def check_request(code: str | None, argv: Sequence[str] | None, files: Mapping[s
     for field_name, paths in (("files", files), ("collect", collect)):
         for path in paths:
             check_path(field_name, path)
-    if len(files) > limits.files:
-        raise UserError(f"files has {len(files)} entries: limits.files is {limits.files}")
-    if (total := sum(map(len, files.values()))) > limits.file_bytes:
-        raise UserError(f"files has {total} bytes: limits.file_bytes is {limits.file_bytes}")
+    folders = {path[:at] for path in files for at, letter in enumerate(path) if letter == "/"}
+    if both := folders & set(files):
+        raise UserError(f"files names {both.pop()!r} as a file and as a folder: it can be only one")
+    if (entries := len(files) + len(folders)) > limits.files:
+        raise UserError(f"files needs {entries} files and folders: limits.files is {limits.files}")
+    if (needed := sum(-(-len(data) // PAGE) * PAGE for data in files.values())) > limits.file_bytes:
+        raise UserError(f"files needs {needed} bytes in pages: limits.file_bytes is {limits.file_bytes}")
 
 
 def check_path(field_name: str, path: str) -> None:

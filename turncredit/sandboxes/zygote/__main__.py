@@ -63,6 +63,7 @@ def main() -> None:
         os.kill(zygote, signal.SIGKILL)  # PID 1 of its namespace: every slot and candidate ends with it
     os.waitpid(zygote, 0)
     pool.close()
+    os._exit(0)  # nothing is left that a slow end could do any good
 
 
 def _is_root() -> bool:

@@ -50,6 +50,9 @@ def live(held: Confinement, word: socket.socket, status: int) -> NoReturn:
         else:
             channel = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, interpreter.CHANNEL + 1)
             os.dup2(channel, interpreter.CHANNEL, inheritable=False)
+    except MemoryError:  # the request itself is too much for its limits
+        os.write(2, b"MemoryError\n")
+        os._exit(1)
     except BaseException as error:
         os.write(status, "".join(traceback.format_exception(error)).encode(errors="replace")[-4000:])
         os._exit(1)
@@ -101,12 +104,13 @@ def enter_user_namespace() -> None:
 
 def limit_resources(limits: dict[str, Any], data_bytes: int, *, session: bool) -> None:
     """Set the process's own limits, soft and hard, below what the slot watches and the cgroup counts."""
+    # CORE is 1, because a core that goes to a program of the machine's is stopped by that and not by 0.
     memory = 2 * limits["memory_bytes"] + data_bytes  # for one process, between two looks of the slot
     cpu_s = int(-(-limits["cpu_s"] // 1))
     for name, soft, hard in (
         ("NPROC", limits["processes"], limits["processes"]), ("DATA", memory, memory),
         ("FSIZE", limits["file_bytes"], limits["file_bytes"]), ("NOFILE", OPEN_FILES, OPEN_FILES),
-        ("STACK", 8 << 20, STACK_BYTES), ("CORE", 0, 0), ("MEMLOCK", 1 << 16, 1 << 16), ("MSGQUEUE", 0, 0),
+        ("STACK", 8 << 20, STACK_BYTES), ("CORE", 1, 1), ("MEMLOCK", 1 << 16, 1 << 16), ("MSGQUEUE", 0, 0),
         ("SIGPENDING", 256, 256), ("RTPRIO", 0, 0),
     ):
         resource.setrlimit(RESOURCES[name], (soft, hard))

@@ -152,7 +152,9 @@ def _try_joining(folder: Path) -> None:
 def _remove(folder: Path, patience_s: float = 2.0) -> None:
     """Remove a cgroup and those below it; its last process may still be on its way out."""
     until = time.monotonic() + patience_s
-    for path in [*(child for child in folder.glob("*") if child.is_dir()), folder]:
+    if not folder.exists():
+        return
+    for path in [*(Path(entry) for entry in os.scandir(folder) if entry.is_dir()), folder]:
         while path.exists():
             try:
                 path.rmdir()
