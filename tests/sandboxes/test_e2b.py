@@ -187,7 +187,7 @@ def test_machines_live_little_longer_than_their_owner(e2b: Any, monkeypatch: pyt
         first = set(e2b.machines) - before
         await asyncio.sleep(4)
         assert set(e2b.machines) - before == first
-        return (await sandbox.run("print('alive')")).stdout  # and never closes it: the event loop ends with all that prolongs its life
+        return (await sandbox.run("print('alive')")).stdout  # and never closes it: what prolongs its life ends
 
     before = set(e2b.machines)
     assert asyncio.run(main()) == "alive\n"
