@@ -104,6 +104,7 @@ def test_asserts_of_nothing_are_no_tests() -> None:
     "assert candidate(2 ** 10000000) == 1",
     "assert candidate([0] * 10000000) == 1",
     "try:\n    assert candidate(1) == 1\nexcept ValueError:\n    pass",
+    "def check(f):\n    assert f(3) == 9\ncheck(wrapped(candidate))",
     "if True:\n    assert candidate(1) == 1",
     "with open('x') as f:\n    assert candidate(1) == 1",
     "def check(candidate, more):\n    assert candidate(1) == 1",

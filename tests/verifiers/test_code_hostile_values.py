@@ -34,9 +34,17 @@ def test_only_true_is_true(home: str, value: str) -> None:
         assert judged(f"def f(n):\n    return {value}", source, home).passed is False
 
 
-def test_an_object_without_a_plain_value_is_not_truth(home: str) -> None:
-    assert judged("def f(n):\n    return True", "assert f(2)", home).passed
-    assert judged("class B:\n    pass\ndef f(n):\n    return B()", "assert f(2)", home).passed is False
+@pytest.mark.parametrize("claim", ["f(2)", "g(f(2))", "g(f(2)) != 3", "g(f(2)) >= 1", "1 in g(f(2))",
+                                   "[*g(f(2))] == []", "str(g(f(2))) == 'True'", "bool(g(f(2)))"])
+def test_an_object_without_a_plain_value_is_not_truth(home: str, claim: str) -> None:
+    yes = "lambda self, *other: True"
+    names = ["eq", "ne", "lt", "le", "gt", "ge", "bool", "contains"]
+    methods = ", ".join([f"'__{name}__': {yes}" for name in names] + ["'__str__': lambda self: 'True'"])
+    source = f"def g(x):\n    return x\nassert {claim}"
+    fake = f"B = type('B', (), {{{methods}, '__iter__': lambda self: iter([])}})\ndef f(n):\n    return B()"
+    assert judged(fake, source, home).passed is False
+    honest = {"1 in g(f(2))": "[1]", "[*g(f(2))] == []": "[]"}.get(claim, "True")
+    assert judged(f"def f(n):\n    return {honest}", source, home).passed
 
 
 def test_a_method_of_what_it_returned_is_not_the_candidates(home: str) -> None:
@@ -52,6 +60,9 @@ def test_a_function_of_the_setup_cannot_be_redefined(home: str) -> None:
     assert judged("def f(text):\n    return text[-1:] + text[:-1]", source, home, setup).passed
     redefined = "def encode(text):\n    return text\ndef f(text):\n    return text"
     assert judged(redefined, source, home, setup).passed is False
+    without_entry_point = CodeTests([Asserts(source, setup.partition("def f")[0])])
+    assert judge_code(redefined, without_entry_point, home).passed is False
+    assert judge_code("def f(text):\n    return text[-1:] + text[:-1]", without_entry_point, home).passed
 
 
 def test_a_function_that_the_setup_forgot_is_not_looked_for_in_the_candidate(home: str) -> None:
@@ -133,6 +144,13 @@ def test_time_outs_cannot_be_swallowed_and_do_not_spare_the_other_cases(home: st
     assert judge_code("def f(n):\n    return n", tests, home).passed
 
 
+def test_a_program_that_never_loads_is_not_loaded_for_every_test(home: str) -> None:
+    tests = CodeTests([Call((n,), expected=n) for n in range(20)], "f", load_s=0.3)
+    started = time.monotonic()
+    report = judge_code("while True: pass", tests, home)
+    assert {case.status for case in report.cases} == {Status.LOAD} and time.monotonic() - started < 3
+
+
 def test_a_stopped_timekeeper_does_not_stop_the_judge(home: str) -> None:
     tests = CodeTests([Call((n,), expected=n) for n in (1, 2, 3)], "f", test_s=0.3, total_s=1)
     program = "import os, signal\ndef f(n):\n    os.kill(os.getppid(), signal.SIGSTOP)\n    while True: pass"
@@ -188,7 +206,7 @@ def test_values_made_to_hurt_the_judge_fail_the_candidate_alone(home: str, bomb:
 
 
 def test_other_answers_from_pass_to_pass_are_the_candidates_failure(home: str) -> None:
-    source = "for n in range(9):\n    x = f(n)\n    if x > 0.5:\n        assert f(x) == 1\n    assert x < 9"
+    source = "for n in range(40):\n    x = f(n)\n    if x > 0.5:\n        assert f(x) == 1\n    assert x < 9"
     fickle = "import os\ndef f(n):\n    return int.from_bytes(os.urandom(4), 'big') / 2 ** 32"
     assert judged(fickle, source, home).passed is False
     assert judged("def f(n):\n    return 1.0 if n else 0.0", source.replace("== 1", "== 1.0"), home).passed

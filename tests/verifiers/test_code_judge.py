@@ -97,10 +97,11 @@ def test_a_case_that_ends_the_process_does_not_spare_the_others(home: str) -> No
 
 
 def test_all_tests_together_have_a_time_too(home: str) -> None:
-    program = "import time\ndef f(n):\n    time.sleep(0.25)\n    return n * n"
-    report = judge_code(program, CodeTests(SQUARES, "f", test_s=2, total_s=0.6), home)
-    assert statuses(report)[:2] == ["PASSED"] * 2 and statuses(report)[3:] == ["TIME"] * 2
-    assert "all tests" in report.message()
+    for slowly in ("end = time.process_time() + 0.25\n    while time.process_time() < end: pass", "time.sleep(1)"):
+        program = f"import time\ndef f(n):\n    {slowly}\n    return n * n"
+        report = judge_code(program, CodeTests(SQUARES, "f", test_s=2, total_s=0.6), home)
+        assert statuses(report)[0] == "PASSED" and statuses(report)[3:] == ["TIME"] * 2
+        assert "all tests" in report.message()
 
 
 def test_programs_are_compared_by_their_checker(home: str) -> None:
@@ -179,6 +180,20 @@ def check(candidate):
             assert second == [n, 99]
     assert total == 1254
 """,
+    "a state handed on": """
+def check(candidate):
+    state = [3, 3, 1]
+    for n in range(30):
+        state = candidate(state + [n])
+    assert state == sorted({3, 1, *range(30)})
+""",
+    "a wrapped candidate": """
+def as_given(f):
+    return lambda *args: f(list(args))
+def check(candidate):
+    assert candidate(3, 1, 3) == [1, 3]
+check(as_given(f))
+""",
     "a helper that asserts": """
 def agree(out, exp, atol):
     exact = out == exp
@@ -203,6 +218,38 @@ def test_asserts_of_other_shapes_are_judged_too(home: str, name: str) -> None:
     assert not judge_code("def f(xs):\n    return tuple(sorted(set(xs)))", tests, home).passed
 
 
+@pytest.mark.parametrize("source", [
+    "assert f(2) == 25", "assert 25 == f(2)", "assert f(2) == 25 and True", "assert not f(2) != 25",
+    "def g():\n    return 25\nassert f(2) == g()", "def g():\n    return 25\nassert g() == f(2)",
+    "def check(candidate):\n    x = candidate(2)\n    assert x == 25",
+    "def check(c):\n    y = [25][0]\n    assert c(2) == y",
+])
+def test_a_float_does_not_stand_for_an_int_on_either_side(home: str, source: str) -> None:
+    tests = CodeTests([Asserts(source)], "f")
+    assert judge_code("def f(n):\n    return 25", tests, home).passed
+    assert not judge_code("def f(n):\n    return 25.0", tests, home).passed
+    floats_wanted = CodeTests([Asserts(source.replace("25", "25.0"))], "f")
+    assert judge_code("def f(n):\n    return 25", floats_wanted, home).passed
+
+
+def test_a_candidates_draws_are_the_same_each_time(home: str) -> None:
+    program = "import random\ndef f(n):\n    return random.random()"
+    source = "values = {f(n) for n in range(5)}\nif len(values) == 5:\n    assert f(sorted(values)[0]) not in values"
+    assert judge_code(program, CodeTests([Asserts(source)], "f"), home).passed
+
+
+def test_asserts_that_walk_a_set_in_any_order_are_judged(home: str) -> None:
+    shuffled = "import os\nwords = sorted(map(str, range(20)), key=lambda word: os.urandom(4))\n"
+    tests = CodeTests([Asserts(shuffled + "for word in words:\n    assert f(word) == int(word)")], "f")
+    assert judge_code("def f(word):\n    return int(word)", tests, home).passed
+    assert judge_code("def f(word):\n    return int(word) + 1", tests, home).passed is False
+    report = judge_code("def f(word):\n    return int(word) // (word != '7')", tests, home)
+    assert statuses(report).count("ERROR") == 1 and statuses(report).count("PASSED") == 19
+    never = "import os\nassert len(f(os.urandom(4).hex())) == 8"
+    report = judge_code("def f(word):\n    return word", CodeTests([Asserts(never)], "f"), home)
+    assert report.passed is None and "each time" in report.reason
+
+
 def test_options_of_equality_hold_in_asserts_of_every_shape(home: str) -> None:
     for source in ("assert f(2) == [1, 2]", "def g(x):\n    return x\nassert g(f(2)) == [1, 2]"):
         program = "def f(n):\n    return (1, 2)"
@@ -218,7 +265,7 @@ def test_options_of_equality_hold_in_asserts_of_every_shape(home: str) -> None:
 ])
 def test_tests_that_cannot_run_are_unknown_and_no_zero(home: str, source: str, word: str,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("turncredit.verifiers.code.remote._PASS_LIMITS", Limits(wall_s=1.0, cpu_s=1.0))
+    monkeypatch.setattr("turncredit.verifiers.code.remote._PASS_S", 1.0)
     report = judge_code("def f(n):\n    return n", CodeTests([Asserts(source)], "f"), home)
     assert report.passed is None and report.reward is None and word in report.reason
     assert report.message() == "The tests could not be run."
@@ -300,7 +347,7 @@ def test_the_judges_part_runs_under_another_python_too(home: str, monkeypatch: p
         sandbox = await Sandbox.open(home)
         async with sandbox:
             job = {"prelude": "", "program": "x = 1", "steps": [{"on": "x", "do": "value"}], "shared": [],
-                   "step_s": 1, "load_s": 1}
+                   "step_s": 1, "load_s": 1, "wall_share": 0.5}
             return await run_inside(sandbox, ("wire.py", "inside.py"), job, "records", Limits())
 
     monkeypatch.setattr(sys, "hexversion", 0x030A00F0)

@@ -81,7 +81,8 @@ def test_a_value_that_holds_itself_is_refused() -> None:
         encode(ring)
 
 
-def test_a_small_value_that_unfolds_without_end_is_refused() -> None:
+def test_a_small_value_that_unfolds_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turncredit.verifiers.code.wire.MAX_VALUES", 10_000)
     bomb: list[Any] = ["x"]
     for _ in range(40):
         bomb = [bomb, bomb]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from turncredit.verifiers.code.equality import Equality, shown
-from turncredit.verifiers.code.expressions import FUNCTIONS, NotConstant, evaluate, unsupported
+from turncredit.verifiers.code.expressions import FUNCTIONS, NotConstant, evaluate, has_value, unsupported
 from turncredit.verifiers.code.wire import Unencodable, encode
 
 Step = dict[str, Any]  # {"on": expression or number of an earlier step, "do": what, "with": its tokens}
@@ -45,7 +45,7 @@ class Check:
         try:
             if isinstance(condition, ast.Compare) and [type(op) for op in condition.ops] == [ast.Eq]:
                 # the side without a value of the candidate's is the expected one
-                sides = sorted((condition.left, condition.comparators[0]), key=_has_value)
+                sides = sorted((condition.left, condition.comparators[0]), key=has_value)
                 expected, actual = (evaluate(side, names, equality) for side in sides)
                 return equality.difference(expected, actual)
             if evaluate(condition, names, equality):
@@ -53,10 +53,6 @@ class Check:
         except Exception as error:  # of the value's making: the names and the shape were checked before
             return f"{type(error).__name__}: {error}"
         return f"does not hold of {', '.join(shown(value) for value in values)}"
-
-
-def _has_value(node: ast.expr) -> bool:
-    return any(isinstance(part, ast.Name) and part.id.startswith("value_") for part in ast.walk(node))
 
 
 def call_step(entry_point: str, args: Sequence[Any], kwargs: Any) -> Step:
@@ -116,6 +112,8 @@ class _Reader:
             match statement:
                 case ast.Expr(value=ast.Call(func=ast.Name(id="check"), args=[target], keywords=[])) if check:
                     called = True
+                    if not self.is_candidates(target):
+                        raise NotConvertible(f"line {statement.lineno} checks {ast.unparse(target)}")
                     yield from self.check_function(check, ast.unparse(target))
                 case _:
                     yield from self.statement(statement)

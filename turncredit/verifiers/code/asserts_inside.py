@@ -13,7 +13,7 @@ import builtins
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -53,9 +53,10 @@ class Pass:
     def __init__(self, job: dict[str, Any]) -> None:
         self.known: list[Any] = job["steps"]
         self.records: list[dict[str, Any]] = job["records"]
-        # a call's answer from elsewhere in the last run: good enough to guess with, never to judge by
-        self.hints = {json.dumps(step): record for step, record in zip(self.known, self.records)
-                      if isinstance(step["on"], str) and "value" in record}
+        self.any_order: bool = job["any_order"]
+        # a call's answer from elsewhere in the last run: to guess with, and to judge by in any order
+        self.hints = {json.dumps(step): number for number, step in enumerate(self.known)
+                      if isinstance(step["on"], str) and "opaque" not in self.records[number]}
         self.equality = Equality(**job["equality"])
         self.shared: dict[str, type] = {}
         self.steps: list[dict[str, Any]] = []
@@ -69,13 +70,16 @@ class Pass:
         number = len(self.steps)
         step = {"on": on, "do": do, "with": given}
         self.steps.append(step)
-        if self.guessed or number >= len(self.records) or self.known[number] != step:
-            self.guessed = True
-            hint = self.hints.get(json.dumps(step))
-            return self._value(hint) if hint else Remote(Origin(self, kind, number))
-        record = self.records[number]
+        if not self.guessed and number < len(self.records) and self.known[number] == step:
+            answered: int | None = number
+        else:
+            answered = self.hints.get(json.dumps(step))
+            self.guessed |= answered is None or not self.any_order
+        if answered is None:
+            return Remote(Origin(self, kind, number))
+        record = self.records[answered]
         if "value" not in record and "opaque" not in record:
-            raise _error(record, number)
+            raise _error(record, answered)
         if "opaque" in record:
             self.results.append("something that is no plain value")
             return Remote(Origin(self, kind, number, known=True))
@@ -111,14 +115,18 @@ class Pass:
             step = getattr(error, "step", None)
         self.cases.append({"line": line, "text": text, "failure": failure, "step": step})
 
-    def equal(self, left: Any, right: Any) -> bool:
-        """Stands in the place of `left == right` in an assert: True is not 1."""
+    def equal(self, left: Any, right: Any, expected: str) -> bool:
+        """Stands in the place of `left == right` in an assert: True is not 1.
+
+        `expected` is the side that is not the candidate's, "" where that can't be told.
+        """
         for side in (left, right):
             if type(side) is Remote:
                 _refuse(side)
-        if type(left) in _PLAIN and type(right) in _PLAIN:
-            return self.equality.equal(left, right) or self.equality.equal(right, left)
-        return bool(left == right)
+        if type(left) not in _PLAIN or type(right) not in _PLAIN:
+            return bool(left == right)
+        same = expected != "right" and self.equality.equal(left, right)
+        return same or (expected != "left" and self.equality.equal(right, left))
 
 
 class Remote:
@@ -216,9 +224,13 @@ def _error(record: dict[str, Any], number: int) -> Exception:
 class _Noting(ast.NodeTransformer):
     """Asserts become notes; a round of a loop that waits for a value does not keep the next one waiting."""
 
+    def __init__(self, of_candidate: Collection[str]) -> None:
+        self.of_candidate = of_candidate
+
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         text = ast.unparse(node)
-        condition = ast.Lambda(ast.arguments([], [], None, [], [], None, []), _Strict().visit(node.test))
+        test = _Strict(self.of_candidate).visit(node.test)
+        condition = ast.Lambda(ast.arguments([], [], None, [], [], None, []), test)
         noted = [ast.Constant(node.lineno), ast.Constant(text), condition]
         return ast.copy_location(ast.Expr(ast.Call(ast.Name("__holds__", ast.Load()), noted, [])), node)
 
@@ -232,24 +244,40 @@ class _Noting(ast.NodeTransformer):
 class _Strict(ast.NodeTransformer):
     """`==` becomes the judge's equality."""
 
+    def __init__(self, of_candidate: Collection[str]) -> None:
+        self.of_candidate = of_candidate
+
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        self.generic_visit(node)
         if len(node.ops) != 1 or not isinstance(node.ops[0], ast.Eq | ast.NotEq):
-            return node
-        call: ast.expr = ast.Call(ast.Name("__equal__", ast.Load()), [node.left, node.comparators[0]], [])
+            return self.generic_visit(node)
+        expected = ast.Constant(self.expected(node.left, node.comparators[0]))
+        self.generic_visit(node)
+        call: ast.expr = ast.Call(ast.Name("__equal__", ast.Load()), [node.left, node.comparators[0], expected], [])
         return ast.copy_location(call if isinstance(node.ops[0], ast.Eq) else ast.UnaryOp(ast.Not(), call), node)
 
+    def expected(self, left: ast.expr, right: ast.expr) -> str:
+        """The side that has nothing of the candidate's in it: the one without its names, or without any."""
+        names = [{part.id for part in ast.walk(side) if isinstance(part, ast.Name)} for side in (left, right)]
+        for own in ([not found.isdisjoint(self.of_candidate) for found in names], [bool(found) for found in names]):
+            if own[0] != own[1]:
+                return "right" if own[0] else "left"
+        return ""
 
-def _noting(source: str, name: str) -> CodeType:
-    return compile(ast.fix_missing_locations(_Noting().visit(ast.parse(source))), name, "exec")
+
+def _noting(source: str, name: str, of_candidate: Collection[str]) -> CodeType:
+    tree = ast.parse(source)
+    parameters = {node.args.args[0].arg for node in tree.body
+                  if isinstance(node, ast.FunctionDef) and node.name == "check" and node.args.args}
+    noting = _Noting(parameters | set(of_candidate))
+    return compile(ast.fix_missing_locations(noting.visit(tree)), name, "exec")
 
 
 def _run(run: Pass, job: dict[str, Any], names: dict[str, Any]) -> None:
-    exec(_noting(job["setup"], "setup.py"), names)
+    exec(_noting(job["setup"], "setup.py", ()), names)
     run.shared = {name: names[name] for name in job["shared"] if isinstance(names.get(name), type)}
     for name in job["names"]:
         names[name] = Remote(Origin(run, "name", name, known=True))
-    exec(_noting(job["source"], "asserts.py"), names)
+    exec(_noting(job["source"], "asserts.py", job["names"]), names)
     if job["calls_check"]:
         names["check"](Remote(Origin(run, "name", job["entry_point"], known=True)))
 

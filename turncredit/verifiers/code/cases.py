@@ -57,8 +57,8 @@ class CodeTests:
         shared: classes of the prelude whose plain instances are arguments and values (`ListNode`).
         equality: how values are compared.
         fraction: the reward is the share of the tests that passed, instead of all or nothing.
-        test_s: wall time of one test; `load_s` that of the program's top level.
-        total_s: wall time of all the tests together.
+        test_s: CPU time of one test, and a quarter of its wall time; `load_s` that of the program's top level.
+        total_s: the same of all the tests together.
         memory_bytes: of one execution.
     """
 

@@ -148,8 +148,13 @@ def _logic(node: ast.BoolOp, value: Callable[[ast.expr], Any]) -> Any:
     return result
 
 
+def has_value(node: ast.AST) -> bool:
+    """Is a value of the candidate's in it? Then the other side of an `==` is the expected one."""
+    return any(isinstance(part, ast.Name) and part.id.startswith("value_") for part in ast.walk(node))
+
+
 def _compare(node: ast.Compare, value: Callable[[ast.expr], Any], equality: Equality) -> bool:
-    left = value(node.left)
+    left, left_node = value(node.left), node.left
     for op, comparator in zip(node.ops, node.comparators):
         right = value(comparator)
         if type(op) in _ORDER:
@@ -161,12 +166,13 @@ def _compare(node: ast.Compare, value: Callable[[ast.expr], Any], equality: Equa
         elif isinstance(op, ast.In | ast.NotIn):
             holds = _contains(right, left, equality) is isinstance(op, ast.In)
         else:
-            # either side may hold the candidate's value, and int for float holds in one direction only
-            same = equality.equal(left, right) or equality.equal(right, left)
+            given = has_value(left_node), has_value(comparator)
+            same = given != (True, False) and equality.equal(left, right)
+            same = same or (given != (False, True) and equality.equal(right, left))
             holds = same is isinstance(op, ast.Eq)
         if not holds:
             return False
-        left = right
+        left, left_node = right, comparator
     return True
 
 

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -32,7 +33,8 @@ def main() -> None:
     job = json.loads(sys.stdin.buffer.read())
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the job is not the program's to read
     records = os.open(RECORDS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    _bound(job["load_s"])
+    _bound(job["load_s"], job["wall_share"])
+    random.seed(0)  # the same program, the same values
     candidate = types.ModuleType("candidate")
     sys.modules["candidate"] = candidate
     sys.argv = ["candidate.py"]
@@ -47,7 +49,7 @@ def main() -> None:
     shared = {name: names[name] for name in job["shared"] if isinstance(names.get(name), type)}
     kept: dict[int, Any] = {}
     for number, step in enumerate(job["steps"]):
-        _bound(job["step_s"])
+        _bound(job["step_s"], job["wall_share"])
         started = time.perf_counter()
         try:
             kept[number] = _result(step, names, shared, kept)
@@ -59,10 +61,15 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def _bound(seconds: float) -> None:
-    """End this process after `seconds`. A program that gets out of this uses up the time of all its tests."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+def _bound(seconds: float, wall_share: float) -> None:
+    """End this process after `seconds` of CPU time, or as many of wall time as they are a share of.
+
+    A program that gets out of this uses up the time of all its tests.
+    """
+    for alarm, timer, after in ((signal.SIGPROF, signal.ITIMER_PROF, seconds),
+                                (signal.SIGALRM, signal.ITIMER_REAL, seconds / wall_share)):
+        signal.signal(alarm, signal.SIG_DFL)
+        signal.setitimer(timer, after)
 
 
 def _write(file: int, record: dict[str, Any]) -> None:

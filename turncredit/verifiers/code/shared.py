@@ -85,13 +85,17 @@ class _SharedSandboxes:
 
 _lock = threading.Lock()
 _current: _SharedSandboxes | None = None
+_inherited: list[_SharedSandboxes] = []  # by a fork: kept, since collecting them would close the parent's streams
 
 
 def _sandboxes() -> _SharedSandboxes:
     """This process's own: a fork starts afresh."""
     global _current
     with _lock:
-        if _current is None or _current.pid != os.getpid():
+        if _current is not None and _current.pid != os.getpid():
+            _inherited.append(_current)
+            _current = None
+        if _current is None:
             _current = _SharedSandboxes()
             # not `atexit`: its callbacks run when no thread can be started any more, and a sandbox may need one
             threading._register_atexit(_current.close)  # type: ignore[attr-defined]  # private, but stable since 3.9
