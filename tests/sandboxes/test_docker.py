@@ -163,9 +163,12 @@ for place in (work, "/tmp", "/dev/shm"):
     os.chmod(".", 0); os.chmod(place + "/d", 0)
     if place == work: os.chmod(place, 0)
 """
+    container = "import os; print(os.getuid())"
+    before = run(container).stdout
     assert run(mess).stderr == ""
     look = "import os\nprint([sorted(os.listdir(p)) for p in ('..', '.', '/tmp', '/dev/shm')])"
     assert run(look).stdout == "[['shm', 'tmp', 'work'], [], [], []]\n"
+    assert run(container).stdout == before  # it was cleared, not thrown away
     assert run("open('/etc/passwd').read()").exit == 0
 
 
@@ -354,6 +357,23 @@ def test_cancelled_callers_lose_no_slot(sandbox: docker.DockerSandbox, runner: a
         return (await sandbox.run("print('sound')")).stdout
 
     assert runner.run(main()) == "sound\n"
+
+
+def test_a_start_that_nobody_waits_for_any_more_is_used_by_the_next(
+        engine: Any, sandbox: docker.DockerSandbox, runner: asyncio.Runner) -> None:
+    async def main() -> set[str]:
+        limits = Limits(files=77)  # no container is made for these yet
+        task = asyncio.create_task(sandbox.run("pass", limits=limits))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await sandbox.run("pass", limits=limits)).exit == 0
+        await asyncio.gather(*sandbox.pool._at_work)
+        return containers(engine, docker.owner()) - before
+
+    before = containers(engine, docker.owner())
+    assert len(runner.run(main())) == 1
 
 
 def test_files_go_in_and_come_back_whole(run: Callable[..., Result]) -> None:
