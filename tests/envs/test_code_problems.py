@@ -145,13 +145,14 @@ def test_private_tests_are_decoded_and_never_unpickled() -> None:
 
 
 @pytest.mark.parametrize("row, sentence", [
+    ([1, 2], "line 1 is a list: it must be an object|is list"),
     ({"question": "?"}, "is in no known format: set format to one of humaneval, mbpp"),
-    ({"entry_point": "f", "test": "x"}, "row 1 has no field 'prompt', which the format humaneval has"),
-    (livecodebench(private_test_cases="%%%"), "row 1 is not in the format livecodebench"),
+    ({"entry_point": "f", "test": "x"}, "line 1 has no field 'prompt', which the format humaneval has"),
+    (livecodebench(private_test_cases="%%%"), "line 1 is not in the format livecodebench"),
     (livecodebench(private_test_cases="aGVsbG8="), "private_test_cases is not compressed with zlib"),
     ({"problem": "p", "tests": []}, "holds no problem with tests for split 'train'"),
 ])
-def test_a_bad_file_is_refused_in_a_sentence(make: Any, file: Callable[..., str], row: dict[str, Any],
+def test_a_bad_file_is_refused_in_a_sentence(make: Any, file: Callable[..., str], row: Any,
                                              sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make("CodeProblems", data=file(row))
@@ -160,7 +161,7 @@ def test_a_bad_file_is_refused_in_a_sentence(make: Any, file: Callable[..., str]
 def test_an_unknown_format_and_an_absent_file_are_refused(make: Any, file: Callable[..., str]) -> None:
     with pytest.raises(UserError, match="format 'humanevil' is unknown; did you mean 'humaneval'"):
         make("CodeProblems", data=file(MBPP), format="humanevil")
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="absent.jsonl' cannot be read"):
         make("CodeProblems", data="absent.jsonl")
     with pytest.raises(UserError, match="holds no rows"):
         make("CodeProblems", data=file())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,18 @@ def _problems(data: str, format: str | None, data_split: str, split: str, settin
     rows = list(read_rows(data, data_split))
     if not rows:
         raise UserError(f"data {data!r} holds no rows")
-    name = format or format_of(rows[0], data)
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{data}, {where} is a {type(row).__name__}: it must be an object")
+    name = format or format_of(rows[0][1], data)
     problems: list[CodeProblem | None] = []
-    for number, row in enumerate(rows, 1):
+    for where, row in rows:
         try:
             problems.append(FORMATS[name](row, split, json.loads(settings)))
         except KeyError as error:
-            raise UserError(f"{data}, row {number} has no field {error}, which the format {name} has") from None
+            raise UserError(f"{data}, {where} has no field {error}, which the format {name} has") from None
         except (ValueError, TypeError) as error:
-            raise UserError(f"{data}, row {number} is not in the format {name}: {error}") from None
+            raise UserError(f"{data}, {where} is not in the format {name}: {error}") from None
     found = tuple(problem for problem in problems if problem is not None)
     if not found:
         raise UserError(f"data {data!r} holds no problem with tests for split {split!r}")
