@@ -161,7 +161,7 @@ def test_a_bad_file_is_refused_in_a_sentence(make: Any, file: Callable[..., str]
 def test_an_unknown_format_and_an_absent_file_are_refused(make: Any, file: Callable[..., str]) -> None:
     with pytest.raises(UserError, match="format 'humanevil' is unknown; did you mean 'humaneval'"):
         make("CodeProblems", data=file(MBPP), format="humanevil")
-    with pytest.raises(UserError, match="absent.jsonl' cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.jsonl' cannot be read"):
         make("CodeProblems", data="absent.jsonl")
     with pytest.raises(UserError, match="holds no rows"):
         make("CodeProblems", data=file())
