@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint llm clean
+.PHONY: demo test lint slow docker soak llm clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docker,e2b]'
 	touch $@
 
 demo: $(VENV)/.installed  ## train the quickstart's agent with SC-GRPO and compare before / after
@@ -19,6 +19,15 @@ test: $(VENV)/.installed lint  ## everything that CI runs
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+slow: $(VENV)/.installed  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+docker: $(VENV)/.installed  ## the sandbox's and the judge's tests against Docker too; starts an engine where none answers
+	scripts/ci_docker.sh $(BIN)/python -m pytest tests/sandboxes tests/verifiers
+
+soak: $(VENV)/.installed  ## 20,000 executions, one in ten hostile: nothing may be left behind
+	$(BIN)/python benchmarks/sandbox_soak.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

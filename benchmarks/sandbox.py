@@ -4,7 +4,9 @@
 
 The peers do the same work without any wall: `subprocess.run([python, "-I", "-S", "-c", "pass"])`, and a fork
 of an interpreter as warm as the sandbox's zygote, with a pipe for its output. They take turns with the homes,
-so that other load on the machine hits all alike: read the ratios. The last line is one JSON object.
+so that other load on the machine hits all alike: read the ratios. Without a key of E2B's, its home is measured
+against the tests' service on this machine: what the SDK and the protocol cost, without the way to the service.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import argparse
 import asyncio
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from processes import descendants, memory_bytes
@@ -30,7 +34,9 @@ from turncredit.sandboxes.local import PRELOAD
 
 CORES = len(os.sched_getaffinity(0))
 IDLE_POOL = 8
-SETTINGS: dict[str, dict[str, Any]] = {"local": {"slots": 2 * CORES}, "docker": {}, "e2b": {}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "local": {"slots": 2 * CORES}, "docker": {"slots": CORES}, "e2b": {"slots": CORES}}
+SERVICE = Path(__file__).parents[1] / "tests" / "sandboxes" / "e2b_service.py"
 
 WARM = (*PRELOAD, "ctypes", "fcntl", "resource", "select", "socket", "struct", "threading", "traceback")
 # A warm interpreter that forks once for each line it reads: what the zygote would cost without walls.
@@ -124,9 +130,14 @@ async def measure(homes: list[str], rounds: int, seconds: float) -> dict[str, An
     console = Console(width=100)
     memory = await idle_memory_mb()
     sandboxes: dict[str, Sandbox] = {}
+    service = None
     for home in homes:
+        settings = SETTINGS[home]
+        if home == "e2b" and not os.environ.get("E2B_API_KEY"):
+            service = runpy.run_path(str(SERVICE))["Service"]()
+            settings = settings | service.settings
         try:
-            sandboxes[home] = await Sandbox.open(home, **SETTINGS[home])
+            sandboxes[home] = await Sandbox.open(home, **settings)
         except UserError as error:
             console.print(f"{home} is left out: {error}")
     bare = BareForks(CORES)
@@ -155,6 +166,8 @@ async def measure(homes: list[str], rounds: int, seconds: float) -> dict[str, An
         bare.close()
         for sandbox in sandboxes.values():
             await sandbox.close()
+        if service:
+            service.close()
     figures = {name: {"p50_ms": statistics.median(taken[name]),
                       "p99_ms": statistics.quantiles(taken[name], n=100)[-1],
                       "per_s": statistics.mean(rates[name])} for name in runs}

@@ -1,6 +1,6 @@
 """Thousands of executions, one in ten hostile: nothing may be left behind, and memory must stay flat.
 
-    python benchmarks/sandbox_soak.py [COUNT] [--slots N] [--seed N]
+    python benchmarks/sandbox_soak.py [COUNT] [--home local|docker] [--slots N] [--seed N]
 
 Prints a line now and then, and last one JSON object. Exits 1 where a process, mount, cgroup, file or
 descriptor is left, where the sandbox itself failed, or where memory grew.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from processes import cgroups_of, descendants, descriptors, memory_bytes
 
-from turncredit.sandboxes import Limits, Sandbox, SandboxError
+from turncredit.sandboxes import Limits, Sandbox, SandboxError, docker
 
 LIMITS = Limits(wall_s=5, cpu_s=5, memory_bytes=64 << 20, processes=12, file_bytes=4 << 20, files=64)
 BRIEF = replace(LIMITS, wall_s=0.3)
@@ -76,10 +76,10 @@ async def one(sandbox: Sandbox, draw: random.Random, ends: Counter[str]) -> None
     ends[f"{kind}: {result.killed_by or 'ended'}"] += 1
 
 
-async def soak(count: int, slots: int, seed: int) -> tuple[Counter[str], list[int], set[int], float]:
+async def soak(home: str, count: int, slots: int, seed: int) -> tuple[Counter[str], list[int], set[int], float]:
     """Return how the executions ended, memory now and then, every process seen, and executions a second."""
     draw, ends, memory, seen = random.Random(seed), Counter[str](), list[int](), set[int]()
-    async with await Sandbox.open("local", slots=slots, limits=LIMITS) as sandbox:
+    async with await Sandbox.open(home, slots=slots, limits=LIMITS) as sandbox:
         began = time.monotonic()
         started = 0
 
@@ -108,6 +108,14 @@ def left_of(processes: set[int], mounts: str, open_before: int, files: set[Path]
     return left + [f"file {path}" for path in temporary_files() - files if "turncredit" in path.name]
 
 
+def containers() -> list[str]:
+    """Return the containers of this process that the engine still knows."""
+    client = docker.connect()
+    owned = client.containers.list(all=True, filters={"label": f"{docker.OWNER}={docker.owner()}"})
+    client.close()
+    return [container.id for container in owned]
+
+
 def temporary_files() -> set[Path]:
     return {path for folder in ("/tmp", "/dev/shm", "/var/tmp") for path in Path(folder).iterdir()}
 
@@ -115,13 +123,16 @@ def temporary_files() -> set[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("count", type=int, nargs="?", default=20_000)
+    parser.add_argument("--home", default="local", choices=["local", "docker"])
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     mounts, files = Path("/proc/self/mountinfo").read_text(), temporary_files()
     open_before = descriptors()
-    ends, memory, seen, per_second = asyncio.run(soak(asked.count, asked.slots, asked.seed))
+    ends, memory, seen, per_second = asyncio.run(soak(asked.home, asked.count, asked.slots, asked.seed))
     left = left_of(seen, mounts, open_before, files)
+    if asked.home == "docker":
+        left += [f"container {name}" for name in containers()]
     for end, times in sorted(ends.items()):
         print(f"{times:7} {end}")
     quarter = len(memory) // 4

@@ -95,3 +95,25 @@ def _sentencepiece_like(special: Sequence[str]) -> Any:
 def tokenizer_for() -> Callable[[str], Any]:
     """Template name -> tokenizer."""
     return make_tokenizer
+
+
+@functools.cache
+def make_model(vocabulary: int) -> Any:
+    """A Llama of two small layers, with weights large enough that its predictions differ from token to token."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(1)  # for a model this small more of them only get into each other's way
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.4, bos_token_id=None,
+            eos_token_id=None, pad_token_id=None))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def model_for() -> Callable[[Any], Any]:
+    """Tokenizer -> a small random Llama with its vocabulary."""
+    return lambda tokenizer: make_model(len(tokenizer))

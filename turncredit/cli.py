@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from turncredit.config import EnvConfig
 from turncredit.errors import UserError
@@ -17,6 +18,8 @@ from turncredit.errors import UserError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 envs_app = typer.Typer(no_args_is_help=True, help="List and show environments.")
 app.add_typer(envs_app, name="envs")
+sandbox_app = typer.Typer(no_args_is_help=True, help="Check sandboxes, and make an image for Docker's.")
+app.add_typer(sandbox_app, name="sandbox")
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="a YAML file, such as configs/quickstart.yaml")]
@@ -36,11 +39,12 @@ def main() -> None:
 def train(config: ConfigFile, overrides: Overrides = None,
           resume: Annotated[bool, typer.Option("--resume", help="go on with the run of this name")] = False) -> None:
     """Train a policy; killed at any moment, `--resume` goes on to the same weights."""
-    from turncredit.config import load_config
+    from turncredit.config import load_config, refuse_unusable_envs
     from turncredit.progress import Display
     from turncredit.trainer.loop import train as run_training
 
     settings = load_config(config, overrides or [])
+    refuse_unusable_envs(settings)
     with Display(console) as display:
         try:
             run = run_training(settings, display, resume)
@@ -53,7 +57,7 @@ def train(config: ConfigFile, overrides: Overrides = None,
 @app.command()
 def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
     """Only the supervised warm start of a configuration; `train --resume` goes on from it."""
-    from turncredit.config import load_config
+    from turncredit.config import load_config, refuse_unusable_envs
     from turncredit.progress import Display
     from turncredit.trainer.loop import open_run
     from turncredit.trainer.start import starting_policy
@@ -61,6 +65,7 @@ def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = load_config(config, overrides or [])
     if settings.warmstart is None:
         raise UserError(f"config {str(config)!r} has no warmstart section")
+    refuse_unusable_envs(settings)
     run = open_run(settings, resume=False)
     with Display(console) as display:
         starting_policy(settings, run, display.warming)
@@ -80,15 +85,18 @@ def evaluate(model: Annotated[str, typer.Argument(help="a run folder, or a model
     from dataclasses import asdict
 
     from turncredit.agents import Sampling
+    from turncredit.envs import make
     from turncredit.evaluate import evaluate as run_evaluation
     from turncredit.rollout import Rollout
     from turncredit.trainer.loop import budget_of
     from turncredit.trainer.start import policy_of
 
     wanted = [_parse_env(text, arguments) for text in env]
+    for one in wanted:  # before a model is loaded
+        make(one.id, **one.make_arguments).close()
     policy, config = policy_of(model, tool_calls)
     rollout = Rollout(policy.agent(Sampling(temperature, top_p)), policy.chat, budget_of(config.rollout),
-                      config.model.tool_calls)
+                      policy.config.tool_calls)
     scores = run_evaluation(rollout, wanted, tasks, k, seed)
     rollout.close()
     if as_json:
@@ -104,6 +112,10 @@ def evaluate(model: Annotated[str, typer.Argument(help="a run folder, or a model
                       *(_figure(s.pass_at.get(n)) for n in sorted({1, k})), f"{s.turns:.1f}", f"{s.tokens:.0f}",
                       str(s.unjudged))
     console.print(table)
+    for s in scores:
+        if s.unjudged:
+            ends = ", ".join(f"{reason}: {count}" for reason, count in sorted(s.stops.items()))
+            console.print(f"{s.env} {s.split}: {s.unjudged} episodes not judged; episodes ended so: {ends}")
 
 
 @envs_app.command("list")
@@ -123,18 +135,21 @@ def envs_show(id: str, arguments: Annotated[str, typer.Option(help="JSON, for it
 
     env = make(id, **_parse_json(arguments))
     observation, info = env.reset(seed=seed)
-    console.print(f"[bold]{id}[/]  task {info.get('task_id', '?')}, split {info.get('split', '?')}")
+    _title(id, f"task {info.get('task_id', '?')}, split {info.get('split', '?')}")
     for name, text in (("instructions", info.get("instructions", "")), ("observation", observation)):
-        console.print(f"\n[bold]{name}[/]")
+        console.print()
+        _title(name)
         console.print(text, markup=False, highlight=False)
     for tool in info.get("tools") or []:
-        console.print(f"\n[bold]tool {tool.name}[/]  {tool.description}")
+        console.print()
+        _title(f"tool {tool.name}", tool.description)
         console.print_json(json.dumps(dict(tool.parameters)))
-    if hasattr(env.unwrapped, "expert_action"):
-        console.print("\n[bold]its scripted solution[/]")
+    if _has_solution(env.unwrapped):
+        console.print()
+        _title("its scripted solution")
         over = False
         while not over:
-            action = env.unwrapped.expert_action()
+            action = env.unwrapped.expert_action()  # type: ignore[attr-defined]  # just asked
             observation, reward, terminated, truncated, _ = env.step(action)
             console.print(f"agent: {action}\nenvironment: {observation}", markup=False, highlight=False)
             over = terminated or truncated
@@ -148,7 +163,11 @@ def play(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its con
     """Play an environment yourself: write what an agent would write, one line a turn."""
     from turncredit.envs import make
 
-    env = make(id, **{"tool_format": "plain", **_parse_json(arguments)})
+    given = _parse_json(arguments)
+    env = make(id, **given)
+    use_format = getattr(env.unwrapped, "use_tool_format", None)
+    if use_format is not None and "tool_format" not in given:
+        use_format("plain")
     observation, info = env.reset(seed=seed)
     lines = [info.get("instructions", "")]
     format_ = getattr(env.unwrapped, "tool_format", None)
@@ -161,6 +180,7 @@ def play(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its con
             action = input("> ")
         except EOFError:
             console.print("\nended before the episode did")
+            env.close()
             return
         observation, reward, terminated, truncated, info = env.step(action)
         if observation:
@@ -169,6 +189,25 @@ def play(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its con
     verdict = info.get("verdict")
     console.print(f"reward {reward} ({info.get('stop', 'finished')}) {verdict.reason if verdict else ''}", markup=False)
     env.close()
+
+
+@sandbox_app.command("check")
+def sandbox_check(homes: Annotated[list[str] | None, typer.Argument(help="local, docker, e2b; all where none")] = None,
+                  ) -> None:
+    """What works here, with latency; exit code 1 where a home that can be opened breaks a promise."""
+    from turncredit.sandboxes.check import check
+
+    raise typer.Exit(check(homes or [], console))
+
+
+@sandbox_app.command("image")
+def sandbox_image(packages: Annotated[list[str] | None, typer.Argument(help="installed packages to include")] = None,
+                  rebuild: Annotated[bool, typer.Option("--rebuild", help="even if it is there")] = False) -> None:
+    """Build an image for Docker from the running Python, without a registry."""
+    from turncredit.sandboxes.docker import connect
+    from turncredit.sandboxes.image import build_image
+
+    console.print(build_image(connect(), packages or [], rebuild=rebuild), soft_wrap=True)
 
 
 @app.command()
@@ -193,6 +232,17 @@ def _parse_json(text: str) -> dict[str, object]:
     if not isinstance(parsed, dict):
         raise UserError(f"--arguments {text!r} must be a JSON object")
     return parsed
+
+
+def _title(text: str, more: str = "") -> None:
+    console.print(Text.assemble((text, "bold"), f"  {more}" if more else ""))
+
+
+def _has_solution(env: object) -> bool:
+    from turncredit.envs import TextEnv
+
+    action = getattr(type(env), "expert_action", None)
+    return action is not None and action is not TextEnv.expert_action
 
 
 def _figure(value: float | None) -> str:

@@ -74,8 +74,8 @@ class EnvConfig(Strict):
 
     @property
     def make_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `make`."""
-        return {"split": self.split, **self.arguments}
+        """Keyword arguments for `make`. "train" is every `TextEnv`'s default, and others may know no splits."""
+        return ({} if self.split == "train" else {"split": self.split}) | self.arguments
 
 
 class RolloutConfig(Strict):

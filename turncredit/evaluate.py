@@ -51,10 +51,11 @@ def evaluate(rollout: Rollout, envs: Sequence[EnvConfig], tasks: int, k: int, se
         seed: of the tasks and of the agent's draws: the same seed, the same tasks.
         on_group: called with each task's finished episodes.
         side_by_side: episodes that run at once.
+    Raises:
+        UserError: an environment cannot be made, before any of them is evaluated.
     """
     scores = []
-    for env in envs:
-        refs = list(task_refs(env, tasks, seed))
+    for env, refs in [(env, list(task_refs(env, tasks, seed))) for env in envs]:
         at_once = max(1, side_by_side // k)
         groups: list[Group] = []
         for start in range(0, len(refs), at_once):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import threading
 import time
@@ -17,14 +18,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from turncredit.agents.base import Actor, Agent, Request, Sample
+from turncredit.agents.base import Actor, Agent, Request
 from turncredit.agents.chat import ChatFormat
 from turncredit.envs import make
 from turncredit.episode import Episode, Group, Segment, StopReason, Turn, Verdict
+from turncredit.errors import UserError
 from turncredit.seeds import seed_of
 from turncredit.toolcalls import tool_format
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,11 @@ class Budget:
     episode_tokens: int = 1024
     context_tokens: int = 4096
     step_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not getattr(self, name) > 0:
+                raise UserError(f"budget.{name} is {getattr(self, name)}: it must be above 0")
 
 
 class Rollout:
@@ -95,16 +103,26 @@ class Rollout:
             return group
 
         # Every episode has its place before the first one moves, so that the first batch holds them all.
-        seats = [[self._seat(task) for _ in range(group_size)] for task in tasks]
+        envs = [[self._environment(task) for _ in range(group_size)] for task in tasks]
+        seats = [[(self.agent.start(env), env) for env in group] for group in envs]
         return list(await asyncio.gather(*(one_group(i, t, s) for i, (t, s) in enumerate(zip(tasks, seats)))))
 
-    def _seat(self, task: TaskRef) -> tuple[Actor, Any]:
+    def _environment(self, task: TaskRef) -> Any:
+        """One that is idle or a new one; where it cannot be made, the exception, which its episode will raise."""
         idle = self._idle.get(_key(task))
-        env = idle.pop() if idle else make(task.env_id, **task.arguments)
+        if idle:
+            env = idle.pop()
+        else:
+            try:
+                env = make(task.env_id, **task.arguments)
+            except UserError:
+                raise
+            except Exception as error:  # the author's code, such as a server that is away: it ends its episode alone
+                return error
         use_format = getattr(env.unwrapped, "use_tool_format", None)
         if use_format is not None:
             use_format(self.tool_calls.name)
-        return self.agent.start(env), env
+        return env
 
     def _give_back(self, task: TaskRef, env: Any) -> None:
         self._idle.setdefault(_key(task), []).append(env)
@@ -133,12 +151,14 @@ class _OneEpisode:
         episode = self.episode
         usable = True
         try:
+            if isinstance(self.env, Exception):
+                raise self.env
             await self._begin()
             while not await self._take_turn():
                 pass
             if episode.verdict is not None and episode.verdict.reward is None:
                 episode.stop, episode.error = StopReason.VERIFIER_ERROR, episode.verdict.reason
-        except TimeoutError:
+        except _TimedOut:
             usable = False  # its thread may still be inside it
             episode.stop = StopReason.ENVIRONMENT_TIMEOUT
             episode.error = f"no answer in {self.budget.step_timeout_s:g} s"
@@ -151,6 +171,8 @@ class _OneEpisode:
             self.actor.end()
         if usable:
             self.rollout._give_back(self.task, self.env)
+        elif not isinstance(self.env, Exception):
+            _close_in_background(self.env)
         if self.rollout.on_episode:
             self.rollout.on_episode(episode)
         return episode
@@ -172,46 +194,63 @@ class _OneEpisode:
         room = self._room()
         if isinstance(room, StopReason):
             return await self._stop_early(room)
-        sample = await self._sample(Request(self.context, room, seed_of(self.seed, len(self.episode.turns))))
-        self._append(Segment(np.asarray(sample.token_ids, np.int32), "assistant", True, sample.logprobs,
-                             sample.sampling_logprobs))
-        if not sample.token_ids or sample.token_ids[-1] != self.chat.end_id:
+        turn, action = await self._sample(Request(self.context, room, seed_of(self.seed, len(self.episode.turns))))
+        self._append(turn)
+        if not len(turn.token_ids) or turn.token_ids[-1] != self.chat.end_id:
             self._append(Segment.text(self.chat.turn_end, "glue"))
-        action = self.chat.text(sample.token_ids)
         step = self.env.step
         observation, reward, terminated, truncated, info = await self._in_environment(lambda: step(action))
-        role = str(info.get("role", "user"))
-        observation = _checked_text(observation)
-        self.reward += float(reward)
-        self.episode.turns.append(Turn(action, observation, role, bool(info.get("valid", True)), float(reward)))
+        role, observation, reward = _checked_role(info), _checked_text(observation), float(reward)
+        self.reward += reward
+        self.episode.turns.append(Turn(action, observation, role, bool(info.get("valid", True)), reward))
         if terminated or truncated:
-            default = StopReason.TRUNCATED if truncated else StopReason.FINISHED
-            self.episode.stop = StopReason(info.get("stop", default))
-            self.episode.verdict = info.get("verdict") or _verdict_of_reward(self.reward)
+            self.episode.stop = _stop_reason(info, StopReason.TRUNCATED if truncated else StopReason.FINISHED)
+            self.episode.verdict = _checked_verdict(info["verdict"]) if "verdict" in info else await self._judged()
             return True
-        self._append(Segment.text(self.chat.observation(observation, role), role))
+        ids = self.chat.observation(observation, role)
+        room = self._room(len(ids))
+        if isinstance(room, StopReason):  # nobody will read the observation: it is in the turns, not in the tokens
+            return await self._stop_early(room)
+        self._append(Segment.text(ids, role))
         return False
 
-    def _room(self) -> int | StopReason:
-        """Tokens that the next turn may take, or why there is none."""
+    def _room(self, more: int = 0) -> int | StopReason:
+        """Tokens that the next turn may take once `more` are appended, or why there is none."""
         left = self.budget.episode_tokens - self.episode.generated_count
         # One token is kept for the end of a turn that does not end by itself.
-        free = min(self.budget.context_tokens, self.rollout.agent.max_context) - len(self.context) - 1
+        free = self._readable - len(self.context) - more - 1
         if left <= 0:
             return StopReason.TOKEN_LIMIT
         return min(self.budget.turn_tokens, left, free) if free > 0 else StopReason.CONTEXT_FULL
 
+    @property
+    def _readable(self) -> int:
+        return min(self.budget.context_tokens, self.rollout.agent.max_context)
+
     async def _stop_early(self, reason: StopReason) -> bool:
-        """Out of tokens: the episode is judged as it stands, where the environment can; else by what it earned."""
+        """Out of tokens: the episode is judged as it stands, but where the agent could not act at all, not judged."""
         self.episode.stop = reason
-        judge = getattr(self.env.unwrapped, "verdict", None)
-        self.episode.verdict = await self._in_environment(judge) if judge else _verdict_of_reward(self.reward)
+        if self.episode.turns:
+            self.episode.verdict = await self._judged()
+        else:
+            self.episode.error = f"the first prompt takes {len(self.context)} tokens of {self._readable}"
         return True
 
-    async def _sample(self, request: Request) -> Sample:
+    async def _judged(self) -> Verdict:
+        """What the episode is worth as it stands: by the environment's verdict, or else by what it earned."""
+        judge = getattr(self.env.unwrapped, "verdict", None)
+        if judge is None:
+            return _verdict_of_reward(self.reward)
+        return _checked_verdict(await self._in_environment(judge))
+
+    async def _sample(self, request: Request) -> tuple[Segment, str]:
+        """A turn as tokens and as text."""
         began = time.perf_counter()
         try:
-            return await self.actor.act(request)
+            sample = await self.actor.act(request)
+            turn = Segment(np.asarray(sample.token_ids, np.int32), "assistant", True, sample.logprobs,
+                           sample.sampling_logprobs)
+            return turn, self.chat.text(sample.token_ids)
         except Exception as error:
             raise _EngineFailed from error
         finally:
@@ -220,7 +259,12 @@ class _OneEpisode:
     async def _in_environment(self, call: Callable[[], T]) -> T:
         began = time.perf_counter()
         try:
-            return await asyncio.wait_for(in_daemon_thread(call), self.budget.step_timeout_s)
+            async with asyncio.timeout(self.budget.step_timeout_s) as limit:
+                return await in_daemon_thread(call)
+        except TimeoutError:
+            if limit.expired():
+                raise _TimedOut from None
+            raise  # the environment's own
         finally:
             self.episode.timings["environment"] += time.perf_counter() - began
 
@@ -231,6 +275,10 @@ class _OneEpisode:
 
 class _EngineFailed(Exception):
     """Carries an engine's exception past the environment's."""
+
+
+class _TimedOut(Exception):
+    """The environment did not answer in time."""
 
 
 async def in_daemon_thread(call: Callable[[], T]) -> T:
@@ -246,7 +294,10 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
         try:
             put, value = result.set_result, call()
         except BaseException as error:
-            put, value = result.set_exception, error  # type: ignore[assignment]  # the two take different values
+            # sys.exit() in an environment must not end the run, and a future refuses StopIteration.
+            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            raised = error if plain else RuntimeError(_describe(error))
+            put, value = result.set_exception, raised  # type: ignore[assignment]  # the two take different values
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, put, value)
 
@@ -254,11 +305,42 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
     return await result
 
 
+def _close_in_background(env: Any) -> None:
+    """Close a broken environment, as far as it can be: without waiting for it."""
+
+    def close() -> None:
+        try:
+            env.close()
+        except Exception as error:  # it is broken already
+            log.debug("an environment that failed could not be closed: %s", error)
+
+    threading.Thread(target=close, daemon=True, name="environment close").start()
+
+
 def _verdict_of_reward(reward: float) -> Verdict:
     """For environments of others, which give rewards and no verdicts."""
     if not math.isfinite(reward) or not 0 <= reward <= 1:
         return Verdict.unknown(f"the episode's reward is {reward!r}: it must lie in [0, 1]")
     return Verdict(reward, reward >= 1.0)
+
+
+def _checked_verdict(verdict: Any) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        return Verdict.unknown(f"the environment's verdict is {type(verdict).__name__}, not a Verdict")
+    return verdict
+
+
+def _stop_reason(info: Mapping[str, Any], default: StopReason) -> StopReason:
+    """The environment's own reason where it gives one of ours."""
+    given = info.get("stop")
+    return StopReason(given) if isinstance(given, str) and given in set(StopReason) else default
+
+
+def _checked_role(info: Mapping[str, Any]) -> str:
+    role = info.get("role", "user")
+    if role not in ("user", "tool"):
+        raise ValueError(f"info['role'] is {role!r}: an observation's role is 'user' or 'tool'")
+    return str(role)
 
 
 def _refuse_different_starts(group: Group) -> None:
@@ -273,7 +355,7 @@ def _refuse_different_starts(group: Group) -> None:
 def _checked_text(observation: Any) -> str:
     if not isinstance(observation, str):
         raise TypeError(f"the observation is {type(observation).__name__}: a text environment returns str")
-    return observation
+    return observation.encode("utf-8", "replace").decode()  # a lone surrogate has no tokens
 
 
 def _describe(error: BaseException | None) -> str:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
+from turncredit.errors import MissingExtra, UserError
 from turncredit.sandboxes import Limits, Result, Sandbox, Session
+from turncredit.sandboxes.docker import connect as connect_docker
+from turncredit.sandboxes.e2b import check_sdk
 
 # home -> settings. Every home passes test_behaviour.py; those whose walls are ours, test_attacks.py too.
-HOMES: dict[str, dict[str, Any]] = {"local": {"slots": 2, "sessions": 4}}
-WALLED = ["local"]
+HOMES: dict[str, dict[str, Any]] = {
+    "local": {"slots": 2, "sessions": 4},
+    "docker": {"slots": 2, "sessions": 4},
+    "e2b": {"slots": 2, "sessions": 4},
+}
+WALLED = ["local", "docker"]
 
 LIMITS = Limits(wall_s=10, cpu_s=5, memory_bytes=128 << 20, processes=16, output_bytes=20_000,
                 file_bytes=4 << 20, files=64)
@@ -112,20 +122,42 @@ def opened(runner: asyncio.Runner) -> Iterator[dict[str, Driven]]:
         runner.run(driven.sandbox.close())
 
 
-def _open(runner: asyncio.Runner, opened: dict[str, Driven], home: str) -> Driven:
+@pytest.fixture(scope="session")
+def e2b() -> Iterator[Any]:
+    """A service of E2B's protocol on this machine."""
+    # By its path: tests never put the repository's root on the import path.
+    spec = importlib.util.spec_from_file_location("e2b_service", Path(__file__).with_name("e2b_service.py"))
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["e2b_service"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    service = module.Service()
+    yield service
+    service.close()
+
+
+def _open(request: pytest.FixtureRequest, runner: asyncio.Runner, opened: dict[str, Driven]) -> Driven:
+    home = request.param
     if home not in opened:
-        sandbox = runner.run(Sandbox.open(home, limits=LIMITS, **HOMES[home]))
-        opened[home] = Driven(runner, home, sandbox)
+        settings = dict(HOMES[home])
+        try:
+            if home == "docker":
+                connect_docker().close()
+            elif home == "e2b":
+                check_sdk()
+                settings |= request.getfixturevalue("e2b").settings
+        except (MissingExtra, UserError) as error:
+            pytest.skip(str(error))
+        opened[home] = Driven(runner, home, runner.run(Sandbox.open(home, limits=LIMITS, **settings)))
     return opened[home]
 
 
 @pytest.fixture(params=HOMES)
 def sandbox(request: pytest.FixtureRequest, runner: asyncio.Runner, opened: dict[str, Driven]) -> Driven:
-    """A sandbox of each home."""
-    return _open(runner, opened, request.param)
+    """A sandbox of each home that can be had here."""
+    return _open(request, runner, opened)
 
 
 @pytest.fixture(params=WALLED)
 def walled(request: pytest.FixtureRequest, runner: asyncio.Runner, opened: dict[str, Driven]) -> Driven:
-    """A sandbox of each home that this package builds the walls of."""
-    return _open(runner, opened, request.param)
+    """A sandbox of each home that this package builds the walls of, and that can be had here."""
+    return _open(request, runner, opened)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 
+import turncredit
 from turncredit.agents.tiny import CHAT_TEMPLATE, learn_tokenizer, make_tiny_model
 from turncredit.config import parse_config
-from turncredit.episode import Group, Verdict
+from turncredit.envs import Reply, TextEnv
+from turncredit.episode import Group, Outcome, Task, Verdict
 from turncredit.rollout import Budget, Rollout, TaskRef
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.warmstart import texts_of, warm_start
@@ -53,7 +55,7 @@ def calculator_config():
             "model": {"tiny": {"width": 48, "layers": 2, "heads": 4, "context": 2048, "vocabulary": 400},
                       "tool_calls": "plain"},
             "rollout": {"groups": 2, "group_size": 4, "turn_tokens": 16, "episode_tokens": 48, "context_tokens": 400},
-            "warmstart": {"envs": [CALCULATOR], "steps": 50, "lr": 3e-3, "batch": 8, "demonstrations": 100},
+            "warmstart": {"envs": [CALCULATOR], "steps": 70, "lr": 5e-3, "batch": 8, "demonstrations": 100},
             **sections})
 
     return make
@@ -118,7 +120,68 @@ def judged_as():
     return judge
 
 
-@pytest.fixture(scope="session")
-def run_root(tmp_path_factory) -> Path:
-    """Where runs go."""
-    return tmp_path_factory.mktemp("runs")
+class Said:
+    """Passes where the agent said the words in order."""
+
+    def verify(self, task: Task, outcome: Outcome) -> Verdict:
+        return Verdict.of([turn.action.strip() for turn in outcome.turns] == list(task.hidden["words"]))
+
+
+class Relay(TextEnv):
+    """Two turns, in each of which the agent has to say the letter that it is shown."""
+
+    instructions = "Repeat."
+    verifier = Said()
+    turn_limit = 2
+
+    def make_task(self, rng):
+        words = [str(word) for word in rng.choice(list("abcd"), size=2)]
+        return Task(self._shown(words[0]), {"words": words}, self.split)
+
+    def respond(self, action):
+        if self.turns:
+            return Reply(done=True, answer=action)
+        return Reply(self._shown(self.task.hidden["words"][1]))
+
+    def expert_action(self):
+        return self.task.hidden["words"][len(self.turns)]
+
+    def _shown(self, word):
+        return " ".join([word] * 8)
+
+
+@pytest.fixture(scope="module")
+def register_envs():
+    """register_envs(Class, …): makes each known as turncredit-tests/Class-v0 for the tests of one module."""
+    ids = []
+
+    def register(*environments):
+        for environment in environments:
+            ids.append(f"turncredit-tests/{environment.__name__}-v0")
+            turncredit.register(ids[-1], environment)
+
+    yield register
+    for id in ids:
+        del gymnasium.registry[id]
+
+
+@pytest.fixture(scope="module")
+def relay_config(register_envs, tmp_path_factory):
+    """relay_config(seed=…, trainer={…}): a whole run of a very small policy in seconds, in a folder of its own."""
+    register_envs(Relay)
+    env = {"id": "turncredit-tests/Relay-v0"}
+
+    def make(**sections):
+        defaults = {
+            "seed": 0, "runs": str(tmp_path_factory.mktemp("runs")), "envs": [env],
+            "model": {"tiny": {"width": 32, "layers": 2, "heads": 2, "context": 256, "vocabulary": 400}},
+            "algorithm": {"name": "sc-grpo"}, "teacher": {"guide": "Before:"},
+            "rollout": {"groups": 3, "group_size": 4, "turn_tokens": 3, "episode_tokens": 6, "context_tokens": 200},
+            "trainer": {"steps": 4, "lr": 3e-3, "save_every": 1, "keep_checkpoints": 9},
+            "warmstart": {"envs": [env], "steps": 30, "lr": 5e-3, "batch": 8, "demonstrations": 64},
+        }
+        merged = {name: {**default, **sections[name]} if isinstance(default, dict) and name in sections
+                  else sections.get(name, default) for name, default in defaults.items()}
+        return parse_config({**sections, **merged})
+
+    return make

@@ -96,6 +96,12 @@ def test_a_token_that_only_the_student_rules_out_makes_the_kl_infinite():
     assert float(token_kl(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -torch.inf]))) == math.inf
 
 
+def test_logits_that_are_not_numbers_have_no_kl():
+    finite, broken = torch.tensor([0.0, 1.0]), torch.tensor([0.0, math.nan])
+    for teacher, student in ((broken, finite), (finite, broken), (broken, broken)):
+        assert math.isnan(float(token_kl(teacher, student)))
+
+
 @given(arrays(np.float64, (2, 4), elements=st.floats(-3, 3)))
 def test_the_gradient_of_token_kl_is_that_of_finite_differences(logits):
     teacher = torch.from_numpy(logits[0])

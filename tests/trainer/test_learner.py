@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
 from turncredit.config import ModelConfig, TeacherConfig, TrainerConfig
-from turncredit.episode import Group
+from turncredit.episode import Group, Turn
 from turncredit.seeds import seed_of
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.credit import route_group
@@ -300,6 +300,8 @@ def test_a_loss_that_is_not_finite_leaves_weights_and_optimiser_untouched(moved_
 def test_references_that_are_too_long_are_shortened_and_counted(moved_policy, judged_as):
     policy, groups = moved_policy(1)
     group = judged_as(groups[0], "++--")
+    for episode in group.episodes:
+        episode.turns = [*episode.turns, Turn("and so on " * 20)]
     assert learner_of(policy).credit([group], STEP).counts["references shortened"] == 0
     credit = learner_of(policy, teacher=TeacherConfig(reference_tokens=16)).credit([group], STEP)
     assert credit.counts["references shortened"] == 4

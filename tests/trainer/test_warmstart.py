@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import turncredit
 from turncredit.agents.tiny import learn_tokenizer, make_tiny_model
 from turncredit.config import EnvConfig, WarmstartConfig
 from turncredit.envs import Reply, TextEnv
@@ -50,18 +49,9 @@ class Unscripted(TextEnv):
         return Reply(done=True, answer=action)
 
 
-ENVIRONMENTS = {"SometimesWrong": SometimesWrong, "AlwaysWrong": AlwaysWrong, "Unscripted": Unscripted}
-
-
 @pytest.fixture(scope="module", autouse=True)
-def registered():
-    import gymnasium
-
-    for name, environment in ENVIRONMENTS.items():
-        turncredit.register(f"turncredit-tests/{name}-v0", environment)
-    yield
-    for name in ENVIRONMENTS:
-        del gymnasium.registry[f"turncredit-tests/{name}-v0"]
+def registered(register_envs):
+    register_envs(SometimesWrong, AlwaysWrong, Unscripted)
 
 
 def settings_of(*names, **rest):
@@ -150,7 +140,7 @@ def test_a_share_of_the_conversations_has_its_own_solution_as_reference_in_the_s
 def test_the_loss_is_the_mean_negative_logprob_of_the_demonstrations_own_tokens_and_falls(
         fresh_policy, calculator_config):
     config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0"}], "steps": 40, "batch": 4,
-                                          "demonstrations": 1, "with_reference": 0, "lr": 3e-3})
+                                          "demonstrations": 1, "with_reference": 0, "lr": 5e-3})
     policy = fresh_policy(config)
     episode = demonstrations(config.warmstart, policy.chat, "plain", 1, config.seed)[0]
     ids = torch.from_numpy(episode.token_ids).long()

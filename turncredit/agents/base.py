@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"sampling.temperature is {self.temperature}: it must be 0 (greedy) or above")
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling.top_p is {self.top_p}: it must lie in (0, 1]")

@@ -47,8 +47,9 @@ class EngineAgent:
         self._sample_if_all_wait()
         return answer
 
-    def _leave(self) -> None:
+    def _leave(self, seat: int) -> None:
         self._running -= 1
+        self._waiting.pop(seat, None)  # where the episode was cancelled while it waited
         self._sample_if_all_wait()
 
     def _sample_if_all_wait(self) -> None:
@@ -83,4 +84,4 @@ class _Seat:
         return await self._table._ask(self._number, request)
 
     def end(self) -> None:
-        self._table._leave()
+        self._table._leave(self._number)

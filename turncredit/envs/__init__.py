@@ -4,9 +4,10 @@ from turncredit.envs.registry import list_envs, load_plugins, make, register, sp
 from turncredit.envs.splits import SPLITS, draw_from_split, split_of
 from turncredit.envs.text_env import Reply, TextEnv, TextSpace
 from turncredit.envs.tools import Tool, ToolEnv, ToolError, tool
+from turncredit.episode import Task
 
-__all__ = ["SPLITS", "Reply", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split", "list_envs",
-           "load_plugins", "make", "register", "spec", "split_of", "tool"]
+__all__ = ["SPLITS", "Reply", "Task", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split",
+           "list_envs", "load_plugins", "make", "register", "spec", "split_of", "tool"]
 
 register("turncredit/Arithmetic-v0", "turncredit.envs.arithmetic:Arithmetic")
 register("turncredit/Calculator-v0", "turncredit.envs.calculator:Calculator")

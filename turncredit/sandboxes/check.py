@@ -17,6 +17,8 @@ from rich.table import Table
 
 from turncredit.errors import UserError
 from turncredit.sandboxes.base import KilledBy, Limits, Sandbox, SandboxError
+from turncredit.sandboxes.docker import DockerSandbox
+from turncredit.sandboxes.e2b import E2bSandbox
 from turncredit.sandboxes.local import PROTECTIONS, LocalSandbox
 
 HOMES = ("local", "docker", "e2b")
@@ -57,6 +59,9 @@ async def check_home(home: str) -> list[Finding]:
 
 
 def _protections(sandbox: Sandbox) -> list[Finding]:
+    if isinstance(sandbox, DockerSandbox | E2bSandbox):
+        return [Finding(f"protection: {name}", bool(found), str(found), required=False)
+                for name, found in sandbox.protections.items()]
     if not isinstance(sandbox, LocalSandbox):
         return []
     obtained = sandbox.protections.obtained

@@ -7,30 +7,16 @@ Landlock and seccomp policies that it can't shed, on an empty scratch file syste
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
-import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from turncredit.errors import UserError, did_you_mean
-from turncredit.sandboxes import pool
-from turncredit.sandboxes.base import (
-    MIB,
-    KilledBy,
-    Limits,
-    Result,
-    Sandbox,
-    SandboxError,
-    Session,
-    as_text,
-    check_path,
-    check_request,
-)
+from turncredit.sandboxes.base import Limits
+from turncredit.sandboxes.pool import Pool, Slot, ZygoteRefused
+from turncredit.sandboxes.slots import SlotSandbox, check_limits
 from turncredit.sandboxes.zygote import root
 
 PRELOAD = (
@@ -38,7 +24,12 @@ PRELOAD = (
     "functools", "heapq", "itertools", "json", "math", "operator", "random", "re", "statistics", "string",
     "textwrap", "typing",
 )
-LEAST_MEMORY = 4 * MIB
+# What code finds in its environment in every home; the search paths are each home's own.
+ENVIRONMENT = {
+    "HOME": root.WORK, "TMPDIR": root.TEMPORARY, "LANG": "C.UTF-8", "USER": "sandbox",
+    "PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+}
 
 # protection -> how to get it, for the sentence that names what is missing
 PROTECTIONS = {
@@ -108,29 +99,19 @@ async def open_sandbox(
     for path in readable:
         if not Path(path).is_absolute() or not Path(path).exists():
             raise UserError(f"readable names {path!r}: it must be an absolute path that exists")
-    check_limits(limits)
+    check_limits(limits, machine_memory())
     sandbox = LocalSandbox(_pool(slots, preload, readable, limits, recycle_after), sessions, limits)
     await sandbox.start(minimum)
     return sandbox
 
 
-def check_limits(limits: Limits) -> None:
-    """Refuse limits that no execution on this machine could live within, or that would bound nothing.
-
-    Raises:
-        UserError: naming the field, its value and the bound.
-    """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if not LEAST_MEMORY <= limits.memory_bytes <= memory:
-        raise UserError(f"limits.memory_bytes is {limits.memory_bytes}: it must be from {LEAST_MEMORY} to "
-                        f"{memory}, what this machine has")
-    for name in ("wall_s", "cpu_s"):
-        if not math.isfinite(getattr(limits, name)):
-            raise UserError(f"limits.{name} is {getattr(limits, name)}: it must be finite")
+def machine_memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _pool(slots: int, preload: Sequence[str], readable: Sequence[str], limits: Limits,
-          recycle_after: int) -> pool.Pool:
+          recycle_after: int) -> Pool:
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     programs = Path(os.path.realpath(sys.executable)).parent
     config = {
@@ -142,34 +123,31 @@ def _pool(slots: int, preload: Sequence[str], readable: Sequence[str], limits: L
         "scratch": {"file_bytes": limits.file_bytes, "files": limits.files},
     }
     environment = {
-        "HOME": root.WORK, "TMPDIR": root.TEMPORARY, "LANG": "C.UTF-8", "USER": "sandbox",
-        "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": ":".join(packages),
-        "PYTHONUTF8": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        **ENVIRONMENT, "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": ":".join(packages),
     }
-    return pool.Pool(config, environment, size=slots, recycle_after=recycle_after)
+    return Pool(config, environment, size=slots, recycle_after=recycle_after)
 
 
-class LocalSandbox(Sandbox):
+class LocalSandbox(SlotSandbox[Slot]):
     """Executions in forks of warm zygotes. Opened by `open_sandbox`; belongs to one event loop."""
 
-    def __init__(self, slots: pool.Pool, sessions: int, limits: Limits) -> None:
-        self.limits = limits
+    pool: Pool
+
+    def __init__(self, slots: Pool, sessions: int, limits: Limits) -> None:
+        super().__init__(slots, sessions=sessions, limits=limits, memory_bytes=machine_memory())
         self.protections: Protections
-        self._pool = slots
-        self._sessions = asyncio.Semaphore(sessions)
 
     async def start(self, minimum: Sequence[str]) -> None:
         """Start the pool, and prove by one execution that every protection can be put on."""
         try:
-            await self._pool.start()
-        except pool.ZygoteRefused as refused:
+            await self.pool.start()
+        except ZygoteRefused as refused:
             if refused.missing is None:
                 raise UserError(str(refused)) from refused
             raise UserError(f"the local sandbox lacks {refused.missing} here, {refused}: "
                             f"{PROTECTIONS[refused.missing]}") from refused
         try:
-            found = self._pool.protections
+            found = self.pool.protections
             self.protections = Protections(
                 uid="own" if found["privileged"] else "user namespace", landlock=found["landlock"],
                 memory_cgroup=found["cgroups"].get("memory"), pids_cgroup=found["cgroups"].get("pids"))
@@ -179,165 +157,8 @@ class LocalSandbox(Sandbox):
             if missing:
                 wanted = "; ".join(f"{name}: {PROTECTIONS[name]}" for name in missing)
                 raise UserError(f"the local sandbox lacks {', '.join(missing)} here ({wanted})")
-            self._pool.warm()
+            self.pool.warm()
             await self.run("pass")
         except BaseException:
             await self.close()
             raise
-
-    async def run(self, code: str | None = None, *, argv: Sequence[str] | None = None, stdin: bytes = b"",
-                  files: Mapping[str, bytes] | None = None, collect: Sequence[str] = (),
-                  limits: Limits | None = None) -> Result:
-        """See `Sandbox.run`. Memory is counted beyond the warm interpreter's own."""
-        limits = self._checked(limits)
-        files = files or {}
-        check_request(code, argv, files, collect, limits)
-        source = b"" if code is None else code.encode("utf-8", "surrogatepass")
-        header = {"op": "run", "limits": dataclasses.asdict(limits), "collect": list(collect)}
-        blobs = [source, stdin, _joined(argv or ()), _joined(files), *files.values()]
-        for _ in range(1 if limits.network else 2):  # it had no effect outside, so a lost one may run again
-            reply = await self._ask(header, blobs, limits)
-            if reply is None:
-                continue
-            answer, parts = reply
-            return _result(answer, parts, limits)
-        raise SandboxError("the slot died during the execution" + ("" if limits.network else ", twice"))
-
-    async def _ask(self, header: Mapping[str, object], blobs: Sequence[bytes],
-                   limits: Limits) -> pool.Message | None:
-        """Have one slot carry out a request; None where the slot was lost."""
-        slot = await self._pool.take(network=limits.network)
-        sound, overdue = False, False
-        try:
-            async with asyncio.timeout(limits.wall_s + pool.GRACE_S):
-                reply = await pool.exchange(slot, header, blobs)
-            if reply and "error" in reply[0]:
-                raise SandboxError(reply[0]["error"])
-            sound = reply is not None and reply[0]["killed_by"] in (None, KilledBy.SIGNAL)
-            return reply
-        except TimeoutError:
-            overdue = True
-            raise SandboxError(f"no answer {pool.GRACE_S:g} s after the wall time was over") from None
-        finally:
-            self._pool.give_back(slot, sound=sound, kill=overdue)
-
-    async def session(self, *, limits: Limits | None = None) -> LocalSession:
-        """Start an interpreter in a slot of its own, beside the pool's; wait where `sessions` are open."""
-        limits = self._checked(limits)
-        await self._sessions.acquire()
-        try:
-            slot = await self._pool.fresh(network=limits.network)
-        except BaseException:
-            self._sessions.release()
-            raise
-        session = LocalSession(self._pool, slot, limits, self._sessions)
-        try:
-            await session.start()
-        except BaseException:
-            await session.close()
-            raise
-        return session
-
-    def _checked(self, limits: Limits | None) -> Limits:
-        if self._pool.closed:
-            raise SandboxError("the sandbox is closed")
-        if limits is None:
-            return self.limits
-        check_limits(limits)
-        return limits
-
-    async def close(self) -> None:
-        """See `Sandbox.close`: returns when every process is gone."""
-        await self._pool.close()
-
-
-class LocalSession(Session):
-    """An interpreter in a slot of its own.
-
-    A cell's wall time, CPU time and output are limited by that call's limits; memory, processes and files by
-    the limits that the session was opened with, over all its life.
-    """
-
-    def __init__(self, slots: pool.Pool, slot: pool.Slot, limits: Limits,
-                 open_sessions: asyncio.Semaphore) -> None:
-        self.limits = limits
-        self._pool, self._slot = slots, slot
-        self._open_sessions = open_sessions
-        self._ended: str | None = None
-        self._turn = asyncio.Lock()  # one request at a time: the socket carries one answer
-
-    async def start(self) -> None:
-        """Start the interpreter."""
-        await self._ask({"op": "session", "limits": dataclasses.asdict(self.limits)}, [], pool.GRACE_S)
-
-    async def run(self, code: str, *, limits: Limits | None = None) -> Result:
-        """See `Session.run`."""
-        limits = limits or self.limits
-        check_limits(limits)
-        header = {"op": "cell", "limits": dataclasses.asdict(limits)}
-        source = code.encode("utf-8", "surrogatepass")
-        answer, parts = await self._ask(header, [source], limits.wall_s + pool.GRACE_S)
-        result = _result(answer, parts, limits)
-        if "ended" in answer:
-            await self._end(answer["ended"])
-            return result
-        value, value_cut = as_text(parts[2], limits.output_bytes, cut=answer["value_cut"])
-        return dataclasses.replace(result, value=value if answer["value"] else None,
-                                   truncated=result.truncated or value_cut)
-
-    async def write_file(self, path: str, data: bytes) -> None:
-        """See `Session.write_file`."""
-        check_path("path", path)
-        await self._carry(path, {"op": "write", "path": path}, [data])
-
-    async def read_file(self, path: str) -> bytes:
-        """See `Session.read_file`."""
-        check_path("path", path)
-        return (await self._carry(path, {"op": "read", "path": path}, []))[0]
-
-    async def _carry(self, path: str, header: Mapping[str, object], blobs: Sequence[bytes]) -> list[bytes]:
-        answer, parts = await self._ask(header, blobs, pool.GRACE_S)
-        if "refused" in answer:
-            raise OSError(*answer["refused"], path)
-        return parts
-
-    async def _ask(self, header: Mapping[str, object], blobs: Sequence[bytes],
-                   patience_s: float) -> pool.Message:
-        async with self._turn:
-            if self._ended:
-                raise SandboxError(f"the session has ended: {self._ended}")
-            try:
-                async with asyncio.timeout(patience_s):
-                    reply = await pool.exchange(self._slot, header, blobs)
-            except BaseException:  # an answer may still be on its way: nobody could tell whose it is
-                await self._end("a request was broken off", kill=True)
-                raise
-            if reply is None or set(reply[0]) == {"ended"}:
-                reason = reply[0]["ended"] if reply else "its slot died"
-                await self._end(reason)
-                raise SandboxError(f"the session has ended: {reason}")
-            return reply
-
-    async def _end(self, reason: str, *, kill: bool = False) -> None:
-        if self._ended is None:
-            self._ended = reason
-            self._pool.discard(self._slot, kill=kill)
-            self._open_sessions.release()
-
-    async def close(self) -> None:
-        """See `Session.close`."""
-        await self._end("it was closed")
-
-
-def _joined(words: Iterable[str]) -> bytes:
-    return b"\0".join(map(os.fsencode, words))
-
-
-def _result(answer: Mapping[str, Any], parts: Sequence[bytes], limits: Limits) -> Result:
-    out_cut, err_cut = answer["cut"]
-    return Result(
-        stdout=as_text(parts[0], limits.output_bytes, cut=out_cut)[0],
-        stderr=as_text(parts[1], limits.output_bytes, cut=err_cut)[0],
-        exit=answer["exit"], killed_by=KilledBy(answer["killed_by"]) if answer["killed_by"] else None,
-        wall_s=answer["wall_s"], cpu_s=answer["cpu_s"], peak_bytes=answer["peak_bytes"],
-        truncated=bool(out_cut or err_cut), files=dict(zip(answer.get("files", ()), parts[2:])))

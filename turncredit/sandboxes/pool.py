@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turncredit.sandboxes.base import SandboxError
+from turncredit.sandboxes import slots
+from turncredit.sandboxes.base import Limits, SandboxError
+from turncredit.sandboxes.slots import Message
 from turncredit.sandboxes.zygote import packets
 
-Message = tuple[dict[str, Any], list[bytes]]
-
 BOOT = "import sys; sys.path.insert(0, {!r}); from zygote.__main__ import main; del sys.path[0]; main()"
-GRACE_S = 10.0  # beyond the wall time, for the answer of a slot on a machine that is busy
 
 
 class ZygoteRefused(Exception):
@@ -36,8 +35,8 @@ class ZygoteRefused(Exception):
         self.missing = missing
 
 
-@dataclass
-class Slot:
+@dataclass(eq=False)
+class Slot(slots.Slot):
     """One slot as the pool sees it: a socket."""
 
     number: int
@@ -54,17 +53,16 @@ class Slot:
             return True
         return bool(unasked) and not self.ready  # its greeting
 
-
-async def exchange(slot: Slot, header: Mapping[str, object], blobs: Sequence[bytes]) -> Message | None:
-    """Send a request and wait for its answer; None where the slot died."""
-    store = packets.store(blobs)
-    try:
-        packets.send(slot.socket, {**header, "blobs": [len(blob) for blob in blobs]}, [store])
-    except ConnectionError:
-        return None
-    finally:
-        os.close(store)
-    return await receive(slot)
+    async def exchange(self, header: Mapping[str, object], blobs: Sequence[bytes]) -> Message | None:
+        """See `slots.Slot.exchange`."""
+        store = packets.store(blobs)
+        try:
+            packets.send(self.socket, {**header, "blobs": [len(blob) for blob in blobs]}, [store])
+        except ConnectionError:
+            return None
+        finally:
+            os.close(store)
+        return await receive(self)
 
 
 async def receive(slot: Slot) -> Message | None:
@@ -99,7 +97,7 @@ async def _readable(sock: socket.socket) -> None:
         loop.remove_reader(sock)
 
 
-class Pool:
+class Pool(slots.Pool[Slot]):
     """At most `size` slots at work at once; who comes later waits."""
 
     def __init__(self, config: Mapping[str, object], environment: Mapping[str, str], *, size: int,
@@ -172,21 +170,17 @@ class Pool:
         ours.setblocking(False)
         return Slot(number, ours, network)
 
-    async def take(self, *, network: bool) -> Slot:
-        """Wait for a slot that is free, sound, and has the network or not.
-
-        Raises:
-            SandboxError: none can be had.
-        """
+    async def take(self, limits: Limits) -> Slot:
+        """See `slots.Pool.take`. A slot has the network, or not; other limits are each execution's own."""
         await self._free.acquire()
         try:
-            return await self.fresh(network=network) if self.closed else await self._sound(network)
+            return await self.fresh(limits) if self.closed else await self._sound(limits)
         except BaseException:
             self._free.release()
             raise
 
-    async def _sound(self, network: bool) -> Slot:
-        while fitting := [slot for slot in self._idle if slot.network == network]:
+    async def _sound(self, limits: Limits) -> Slot:
+        while fitting := [slot for slot in self._idle if slot.network == limits.network]:
             slot = fitting[0]  # the one that had the most time to fork its next candidate
             self._idle.remove(slot)
             if slot.alive() and (slot.ready or await self._greeted(slot)):
@@ -194,7 +188,7 @@ class Pool:
             slot.socket.close()
         if self._idle and len(self._idle) >= self.size:
             self._idle.pop(0).socket.close()  # one of the other kind makes room
-        return await self.fresh(network=network)
+        return await self.fresh(limits)
 
     async def _greeted(self, slot: Slot) -> bool:
         message = await receive(slot)
@@ -203,18 +197,14 @@ class Pool:
         slot.ready = message is not None
         return slot.ready
 
-    async def fresh(self, *, network: bool) -> Slot:
-        """Fork a slot beyond the pool's size, starting the zygote again where it died.
-
-        Raises:
-            SandboxError: the sandbox is closed, or no slot comes up.
-        """
+    async def fresh(self, limits: Limits) -> Slot:
+        """See `slots.Pool.fresh`. Starts the zygote again where it died."""
         for _ in range(3):
             if self.closed:
                 raise SandboxError("the sandbox is closed")
             zygote = self._guard
             try:
-                slot = self._spawn(network=network)
+                slot = self._spawn(network=limits.network)
             except BlockingIOError:
                 await asyncio.sleep(0.01)
                 continue
@@ -236,7 +226,7 @@ class Pool:
                     raise SandboxError(str(refused)) from refused
 
     def give_back(self, slot: Slot, *, sound: bool, kill: bool = False) -> None:
-        """Return a slot; one that is not sound, or served its share, is replaced by a fresh one."""
+        """See `slots.Pool.give_back`."""
         slot.served += 1
         if sound and slot.served < self.recycle_after and not self.closed:
             self._idle.append(slot)
@@ -248,14 +238,14 @@ class Pool:
         self._free.release()
 
     def discard(self, slot: Slot, *, kill: bool = False) -> None:
-        """Let a slot go: it ends when it sees the hang-up, or at once by the zygote's hand (`kill`)."""
+        """See `slots.Pool.discard`: it ends when it sees the hang-up, or at once by the zygote's hand."""
         slot.socket.close()
         if kill and self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.send(json.dumps({"kill": slot.number}).encode())
 
     async def close(self) -> None:
-        """End the zygote, and with it every slot and execution; return when they are gone."""
+        """See `slots.Pool.close`: the zygote's end is every slot's and execution's."""
         self.closed = True
         await self._stop_zygote()
         for slot in self._idle:

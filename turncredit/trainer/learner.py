@@ -22,6 +22,9 @@ from turncredit.trainer.loss import policy_loss
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.teacher import GUIDE, teacher_context
 
+COUNTED = ("episodes without reward", "groups dropped", "groups without signal", "references shortened",
+           "references that did not fit")
+
 
 @dataclass(slots=True, eq=False)
 class CreditedEpisode:
@@ -45,7 +48,7 @@ class Credit:
     """A batch with its credit, and counts of what was left out and why."""
 
     episodes: list[CreditedEpisode] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))  # and a count a route
 
 
 class Learner:

@@ -103,6 +103,8 @@ class Policy:
         ids = torch.arange(1, 9, device=self.device)[None]
         logits = self.model(input_ids=ids, use_cache=False).logits
         states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if logits.isnan().any():
+            raise UserError(f"model {type(self.model).__name__}: its logits are not numbers, so its weights are broken")
         if not torch.allclose(self.head(states), logits, rtol=1e-3, atol=1e-3):
             raise UserError(f"model {type(self.model).__name__}: its logits are not a linear projection of its last "
                             "hidden state (scaled or capped logits are not supported)")

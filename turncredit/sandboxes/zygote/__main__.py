@@ -21,7 +21,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from . import candidate, cgroups, landlock, seccomp, slot, syscalls
+from . import candidate, cgroups, landlock, packets, seccomp, slot, syscalls
 
 CONTROL = 3  # the descriptor that the control socket is moved to
 PACKET = 1 << 17
@@ -146,8 +146,8 @@ def _spawn(settings: slot.Settings, pool: cgroups.Pool, message: dict[str, Any],
         return process
     try:
         control.close()
-        slot.serve(settings, pool, message["spawn"], socket.socket(fileno=descriptor),
-                   network=message["network"])
+        parent = packets.Neighbour(socket.socket(fileno=descriptor))
+        slot.serve(settings, pool, message["spawn"], parent, network=message["network"])
     finally:
         os._exit(0)
 

@@ -42,11 +42,11 @@ class Execution:
     Made ahead of its request: the candidate is forked and confined, and waits for `go`.
 
     Args:
-        parent: the socket to the program that opened the sandbox; its hang-up ends the execution.
+        parent: the way to the program that opened the sandbox; its hang-up ends the execution.
         nowhere: a descriptor of /dev/null.
     """
 
-    def __init__(self, held: candidate.Confinement, cgroup: SlotCgroup, parent: socket.socket,
+    def __init__(self, held: candidate.Confinement, cgroup: SlotCgroup, parent: packets.Parent,
                  nowhere: int) -> None:
         self.cgroup, self.parent = cgroup, parent
         self.poll = select.poll()
@@ -237,7 +237,7 @@ class Execution:
         (out_length, out, out_cut), (err_length, err, err_cut) = self.out.take(), self.err.take()
         groups = [[out_length], [err_length], list(lengths)]
         stores = [out, err, extra]
-        packets.send(self.parent, {**header, "cut": [out_cut, err_cut], "blobs": groups},
+        self.parent.send({**header, "cut": [out_cut, err_cut], "blobs": groups},
                      [store for store, group in zip(stores, groups) if any(group)])
         for store in (out, err):
             if store >= 0:

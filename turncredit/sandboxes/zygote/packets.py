@@ -10,12 +10,42 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 PACKET = 1 << 17  # the most bytes of a packet
 DESCRIPTORS = 4  # the most that travel with one
 
 Packet = tuple[dict[str, Any], list[int]]
+
+
+class Parent(Protocol):
+    """A slot's way to the program that opened the sandbox."""
+
+    def send(self, header: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Send one packet; the descriptors stay the sender's to close."""
+
+    def receive(self) -> Packet | None:
+        """Wait for one packet; its descriptors are the caller's to close. None where the parent is gone."""
+
+    def fileno(self) -> int:
+        """Return what to poll for packets, and for the parent's end."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A parent on this machine, at the other end of a SOCK_SEQPACKET socket."""
+
+    sock: socket.socket
+
+    def send(self, header: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        send(self.sock, header, descriptors)
+
+    def receive(self) -> Packet | None:
+        return receive(self.sock)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
 
 
 def send(sock: socket.socket, header: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:

@@ -67,6 +67,11 @@ def build(readable: Sequence[str], hidden: Sequence[str], *, uid: int, network: 
 def fresh_scratch(*, file_bytes: int, files: int, owner: int | None) -> None:
     """Mount an empty scratch file system, with folders that belong to `owner` (None: to whoever mounts)."""
     syscalls.mount("tmpfs", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, _scratch_options(file_bytes, files))
+    make_folders(owner)
+
+
+def make_folders(owner: int | None) -> None:
+    """Make the scratch file system's folders: the working folder, temporary files, and shared memory."""
     for path, mode in ((WORK, 0o755), (TEMPORARY, 0o1777), (SHARED, 0o1777)):
         os.mkdir(path)
         os.chmod(path, mode)

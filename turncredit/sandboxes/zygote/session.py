@@ -28,13 +28,13 @@ def serve(execution: Execution, request: dict[str, Any], uid: int | None) -> Non
     execution.go(request, [theirs.fileno()])
     theirs.close()
     execution.give_stdin(-1, 0, 0)
-    packets.send(parent, {"ready": True})
+    parent.send({"ready": True})
     ended: str | None = None
     while ended is None:
         came = execution.wait(execution.over, look_every_s=IDLE_LOOK_S, listen=True) or EXITED
         if came != ASKED:
             ended = came
-        elif (packet := packets.receive(parent)) is None:
+        elif (packet := parent.receive()) is None:
             ended = HUNG_UP
         else:
             header, (store,) = packet
@@ -47,8 +47,8 @@ def serve(execution: Execution, request: dict[str, Any], uid: int | None) -> Non
     execution.end()
     if ended == EXITED:
         ended = str(execution.verdict(None)["killed_by"] or EXITED)
-    while ended != HUNG_UP and packets.receive(parent):
-        packets.send(parent, {"ended": ended})
+    while ended != HUNG_UP and parent.receive():
+        parent.send({"ended": ended})
 
 
 class Answer:
@@ -106,7 +106,7 @@ def _cell(execution: Execution, channel: socket.socket, limits: dict[str, Any], 
     if ended:
         execution.end()
         if why := execution.failure():
-            packets.send(execution.parent, {"ended": why})
+            execution.parent.send({"ended": why})
             return why
         header = {**execution.verdict(cut), "ended": ended, "value": False}
     else:
@@ -130,8 +130,8 @@ def _carry(execution: Execution, header: dict[str, Any], blobs: list[bytes], uid
             files.write(header["path"], blobs[0], uid)
         else:
             length = files.copy(header["path"], execution.limits["file_bytes"], store)
-        packets.send(execution.parent, {"blobs": [[length]]}, [store] * bool(length))
+        execution.parent.send({"blobs": [[length]]}, [store] * bool(length))
     except OSError as error:
-        packets.send(execution.parent, {"refused": [error.errno, os.strerror(error.errno or 5)]})
+        execution.parent.send({"refused": [error.errno, os.strerror(error.errno or 5)]})
     finally:
         os.close(store)

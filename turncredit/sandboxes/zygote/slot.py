@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Settings:
     scratch: dict[str, int]  # file_bytes and files: the limits that a scratch folder is made ready for
 
 
-def serve(settings: Settings, pool: cgroups.Pool, number: int, parent: socket.socket, *,
+def serve(settings: Settings, pool: cgroups.Pool, number: int, parent: packets.Parent, *,
           network: bool) -> None:
     """Build the slot, say that it is ready, and serve until the parent hangs up."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
@@ -44,36 +44,66 @@ def serve(settings: Settings, pool: cgroups.Pool, number: int, parent: socket.so
         root.build(settings.readable, settings.hidden, uid=os.getuid() if uid is None else uid,
                    network=network, zero_device=counted)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        policy = _policy(settings.landlock, network)
+        rules = policy(settings.landlock, network=network)
         filters = seccomp.program(network=network, shared_memory=counted)
         # To install a filter costs as much as all other confinement together: what can be inherited, is.
-        inherited = settings.privileged and counted and policy is not None
+        inherited = settings.privileged and counted and rules is not None
         if inherited:
             seccomp.install(seccomp.program(network=network, shared_memory=True, for_slot=True))
     except OSError as error:
-        packets.send(parent, {"error": str(error)})
+        parent.send({"error": str(error)})
         return
-    held = candidate.Confinement(uid=uid, landlock=policy, data_bytes=_writable_bytes(),
+    held = candidate.Confinement(uid=uid, landlock=rules, data_bytes=writable_bytes(),
                                  seccomp=None if inherited else filters)
+    parent.send({"ready": True})
+    serve_requests(held, cgroup, parent, Scratch(settings.scratch, uid))
+
+
+def serve_requests(held: candidate.Confinement, cgroup: cgroups.SlotCgroup, parent: packets.Parent,
+                   scratch: Scratch) -> None:
+    """Carry out one request after the other until the parent hangs up; a session is the last."""
     nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-    packets.send(parent, {"ready": True})
     while True:
-        root.fresh_scratch(**settings.scratch, owner=uid)
+        scratch.prepare()
         execution = Execution(held, cgroup, parent, nowhere)
-        packet = packets.receive(parent)
+        packet = parent.receive()
         if packet is None:
             return
         request, descriptors = packet
-        scratch = {name: request["limits"][name] for name in settings.scratch}
-        if scratch != settings.scratch:
-            root.resize_scratch(**scratch)
+        scratch.fit(request["limits"])
         if request["op"] == "session":
-            session.serve(execution, request, uid)
+            session.serve(execution, request, held.uid)
             return
         if _run(execution, request, descriptors[0]) == HUNG_UP:
             return
         os.close(descriptors[0])
         execution.close()
+        scratch.clear()
+
+
+class Scratch:
+    """The scratch folder of a slot that may mount: a fresh file system for each execution.
+
+    Args:
+        ready: file_bytes and files, the limits that it is made ready for.
+        owner: the candidate's user id.
+    """
+
+    def __init__(self, ready: dict[str, int], owner: int | None) -> None:
+        self.ready, self.owner = ready, owner
+
+    def prepare(self) -> None:
+        """Make an empty one."""
+        root.fresh_scratch(**self.ready, owner=self.owner)
+
+    def fit(self, limits: dict[str, Any]) -> None:
+        """Make it hold what the limits say."""
+        wanted = {name: limits[name] for name in self.ready}
+        if wanted != self.ready:
+            root.resize_scratch(**wanted)
+
+    def clear(self) -> None:
+        """Let go of all that is in it."""
         syscalls.unmount(root.SCRATCH)
 
 
@@ -87,7 +117,7 @@ def _run(execution: Execution, request: dict[str, Any], store: int) -> str | Non
     if cut == HUNG_UP:
         return cut
     if why := execution.failure():
-        packets.send(execution.parent, {"error": why})
+        execution.parent.send({"error": why})
         return cut
     collected = packets.store(()) if request["collect"] else -1
     found = files.collect(request["collect"], request["limits"]["file_bytes"], collected)
@@ -98,16 +128,16 @@ def _run(execution: Execution, request: dict[str, Any], store: int) -> str | Non
     return cut
 
 
-def _policy(version: int, network: bool) -> int | None:
+def policy(version: int, *, network: bool, readable: Sequence[str] = ("/",)) -> int | None:
     """Return every candidate's Landlock policy, out of the way of the descriptors that come and go."""
     if not version:
         return None
-    made = landlock.ruleset(version, ["/"], [root.SCRATCHES, "/dev/null"], network=network)
+    made = landlock.ruleset(version, readable, [root.SCRATCHES, "/dev/null"], network=network)
     kept = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, ABOVE)
     os.close(made)
     return kept
 
 
-def _writable_bytes() -> int:
+def writable_bytes() -> int:
     """Return this process's writable private memory, which RLIMIT_DATA counts in every fork of it."""
     return int(syscalls.read_file("/proc/self/statm").split()[5]) * PAGE
