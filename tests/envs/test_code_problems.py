@@ -145,13 +145,14 @@ def test_private_tests_are_decoded_and_never_unpickled() -> None:
 
 
 @pytest.mark.parametrize("row, sentence", [
+    ([1, 2], "line 1 is (a )?list"),
     ({"question": "?"}, "is in no known format: set format to one of humaneval, mbpp"),
     ({"entry_point": "f", "test": "x"}, "line 1 has no field 'prompt', which the format humaneval has"),
     (livecodebench(private_test_cases="%%%"), "line 1 is not in the format livecodebench"),
     (livecodebench(private_test_cases="aGVsbG8="), "private_test_cases is not compressed with zlib"),
     ({"problem": "p", "tests": []}, "holds no problem with tests for split 'train'"),
 ])
-def test_a_bad_file_is_refused_in_a_sentence(make: Any, file: Callable[..., str], row: dict[str, Any],
+def test_a_bad_file_is_refused_in_a_sentence(make: Any, file: Callable[..., str], row: Any,
                                              sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make("CodeProblems", data=file(row))

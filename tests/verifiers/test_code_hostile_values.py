@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import Any
 
 import pytest
 
-from turncredit.verifiers.code import Asserts, Call, CodeReport, CodeTests, Program, Status, judge_code
+from turncredit.sandboxes.base import Result, Sandbox
+from turncredit.verifiers.code import Asserts, Call, CodeReport, CodeTests, Program, Status, judge_code, judge_in
 
 
 def judged(program: str, source: str, home: str, setup: str = "", **settings: float) -> CodeReport:
@@ -208,7 +211,22 @@ def test_values_made_to_hurt_the_judge_fail_the_candidate_alone(home: str, bomb:
 def test_other_answers_from_pass_to_pass_are_the_candidates_failure(home: str) -> None:
     source = "for n in range(40):\n    x = f(n)\n    if x > 0.5:\n        assert f(x) == 1\n    assert x < 9"
     fickle = "import os\ndef f(n):\n    return int.from_bytes(os.urandom(4), 'big') / 2 ** 32"
-    assert judged(fickle, source, home).passed is False
+    runs = 0
+
+    async def judge_counting_runs() -> CodeReport:
+        async with await Sandbox.open(home) as sandbox:
+            run = sandbox.run
+
+            async def counted(*args: Any, **given: Any) -> Result:
+                nonlocal runs
+                runs += 1
+                return await run(*args, **given)
+
+            sandbox.run = counted  # type: ignore[method-assign]  # the real sandbox, counted
+            return await judge_in(sandbox, fickle, CodeTests([Asserts(source)], "f"))
+
+    assert asyncio.run(judge_counting_runs()).passed is False
+    assert runs <= 12, "it must not try answers until some hold"
     assert judged("def f(n):\n    return 1.0 if n else 0.0", source.replace("== 1", "== 1.0"), home).passed
 
 

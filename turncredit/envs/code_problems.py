@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,9 @@ def _problems(data: str, format: str | None, data_split: str, split: str, settin
     rows = list(read_rows(data, data_split))
     if not rows:
         raise UserError(f"data {data!r} holds no rows")
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{data}, {where} is a {type(row).__name__}: it must be an object")
     name = format or format_of(rows[0][1], data)
     problems: list[CodeProblem | None] = []
     for where, row in rows:
