@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint llm clean
+.PHONY: demo test lint slow docker soak llm clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docker,e2b]'
 	touch $@
 
 demo: $(VENV)/.installed  ## train the quickstart's agent with SC-GRPO and compare before / after
@@ -20,5 +20,21 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+slow: $(VENV)/.installed  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+docker: $(VENV)/.installed  ## the sandbox's and the judge's tests against Docker too; starts an engine where none answers
+	scripts/ci_docker.sh $(BIN)/python -m pytest tests/sandboxes tests/verifiers
+
+soak: $(VENV)/.installed  ## 20,000 executions, one in ten hostile: nothing may be left behind
+	$(BIN)/python benchmarks/sandbox_soak.py
+
 clean:
 	rm -rf $(VENV) build *.egg-info
+
+llm: $(VENV)/.installed  ## a few steps of SmolLM2-135M-Instruct on GSM8K and the calculator; minutes, not in CI
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt gguf
+	$(BIN)/python scripts/get_smollm2.py models/SmolLM2-135M-Instruct
+	rm -rf runs/llm
+	$(BIN)/turncredit train configs/llm.yaml
+	$(BIN)/python scripts/llm_check.py runs/llm

@@ -18,6 +18,8 @@ from turncredit.errors import UserError
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 envs_app = typer.Typer(no_args_is_help=True, help="List and show environments.")
 app.add_typer(envs_app, name="envs")
+sandbox_app = typer.Typer(no_args_is_help=True, help="Check sandboxes, and make an image for Docker's.")
+app.add_typer(sandbox_app, name="sandbox")
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="a YAML file, such as configs/quickstart.yaml")]
@@ -187,6 +189,25 @@ def play(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its con
     verdict = info.get("verdict")
     console.print(f"reward {reward} ({info.get('stop', 'finished')}) {verdict.reason if verdict else ''}", markup=False)
     env.close()
+
+
+@sandbox_app.command("check")
+def sandbox_check(homes: Annotated[list[str] | None, typer.Argument(help="local, docker, e2b; all where none")] = None,
+                  ) -> None:
+    """What works here, with latency; exit code 1 where a home that can be opened breaks a promise."""
+    from turncredit.sandboxes.check import check
+
+    raise typer.Exit(check(homes or [], console))
+
+
+@sandbox_app.command("image")
+def sandbox_image(packages: Annotated[list[str] | None, typer.Argument(help="installed packages to include")] = None,
+                  rebuild: Annotated[bool, typer.Option("--rebuild", help="even if it is there")] = False) -> None:
+    """Build an image for Docker from the running Python, without a registry."""
+    from turncredit.sandboxes.docker import connect
+    from turncredit.sandboxes.image import build_image
+
+    console.print(build_image(connect(), packages or [], rebuild=rebuild), soft_wrap=True)
 
 
 @app.command()

@@ -114,6 +114,7 @@ class TrainerConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     clip_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens in one forward pass")
     save_every: int = Field(50, ge=1)

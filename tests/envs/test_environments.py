@@ -19,7 +19,9 @@ from turncredit.envs import SPLITS, list_envs
 from turncredit.envs.pantry import GOODS, OOD_GOODS
 from turncredit.errors import UserError
 
-GENERATED = [id for id in list_envs() if id.startswith("turncredit/") and "Questions" not in id]
+# Those that need a data file or a sandbox have tests of their own.
+ELSEWHERE = ("Questions", "Code", "MathPython", "DataAnalysis")
+GENERATED = [id for id in list_envs() if id.startswith("turncredit/") and not any(name in id for name in ELSEWHERE)]
 CASES = [(id, level, split) for id in GENERATED for split in SPLITS
          for level in range(1, turncredit.make(id).unwrapped.levels + 1)]  # type: ignore[attr-defined]
 
@@ -199,7 +201,7 @@ def test_a_spec_is_written_as_json_and_made_again() -> None:
 
 
 @pytest.mark.parametrize("id, arguments, sentence", [
-    ("turncredit/Arithmetic-v0", {"largest": 4}, "largest is 4: it must be at least 5"),
+    ("turncredit/Arithmetic-v0", {"largest": 4}, "smallest is 2 and largest is 4: .* at least 3 more"),
     ("turncredit/Calculator-v0", {"largest": 1000, "level": 4}, "largest is 1000: at level 4"),
     ("turncredit/Brackets-v0", {"level": 2}, "level is 2: Brackets has levels 1 to 1"),
 ])

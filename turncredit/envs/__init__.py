@@ -4,12 +4,19 @@ from turncredit.envs.registry import list_envs, load_plugins, make, register, sp
 from turncredit.envs.splits import SPLITS, draw_from_split, split_of
 from turncredit.envs.text_env import Reply, TextEnv, TextSpace
 from turncredit.envs.tools import Tool, ToolEnv, ToolError, tool
+from turncredit.episode import Task
 
-__all__ = ["SPLITS", "Reply", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split", "list_envs",
-           "load_plugins", "make", "register", "spec", "split_of", "tool"]
+__all__ = ["SPLITS", "Reply", "Task", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError", "draw_from_split",
+           "list_envs", "load_plugins", "make", "register", "spec", "split_of", "tool"]
 
 register("turncredit/Arithmetic-v0", "turncredit.envs.arithmetic:Arithmetic")
 register("turncredit/Calculator-v0", "turncredit.envs.calculator:Calculator")
 register("turncredit/Brackets-v0", "turncredit.envs.brackets:Brackets")
+register("turncredit/LeftToRight-v0", "turncredit.envs.left_to_right:LeftToRight")
 register("turncredit/Pantry-v0", "turncredit.envs.pantry:Pantry")
 register("turncredit/Questions-v0", "turncredit.envs.questions:Questions")
+register("turncredit/Code-v0", "turncredit.envs.code:Code")
+register("turncredit/CodeRepl-v0", "turncredit.envs.code:CodeRepl")
+register("turncredit/MathPython-v0", "turncredit.envs.math_python:MathPython")
+register("turncredit/DataAnalysis-v0", "turncredit.envs.data_analysis:DataAnalysis")
+register("turncredit/CodeProblems-v0", "turncredit.envs.code_problems:CodeProblems")

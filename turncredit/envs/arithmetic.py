@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from turncredit.envs.expressions import checked_largest, draw_expression
+from turncredit.envs.expressions import Ingredients, draw_expression
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Task
 from turncredit.verifiers import MathAnswer
@@ -20,13 +20,13 @@ class Arithmetic(TextEnv):
     levels = 3
     turn_limit = 1
 
-    def __init__(self, largest: int = 29, **kwargs: Any) -> None:
+    def __init__(self, smallest: int = 2, largest: int = 29, operators: str = "+-*", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.largest = checked_largest(largest)
+        self.made_of = Ingredients(smallest, largest, operators)
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """`level` operators; numbers disjoint between train and test, one operator more out of distribution."""
-        expression = draw_expression(rng, self.split, self.level, self.largest)
+        expression = draw_expression(rng, self.split, self.level, self.made_of)
         return Task(f"What is {expression}?", {"answer": expression.value}, self.split, self.level)
 
     def respond(self, action: str) -> Reply:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from turncredit.envs.calculator import Calculator
@@ -16,9 +18,11 @@ class Brackets(Calculator):
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """The same splits of numbers as the calculator's; out of distribution numbers three times as large."""
-        size, largest = (1, 3 * self.largest) if self.split == "ood" else (2, self.largest)
+        size, made_of = 2, self.made_of
+        if self.split == "ood":
+            size, made_of = 1, replace(made_of, smallest=made_of.largest + 1, largest=3 * made_of.largest)
         while True:
-            drawn = draw_expression(rng, self.split, size, largest)
+            drawn = draw_expression(rng, self.split, size, made_of)
             first = int(rng.integers(2))
             value = drawn.worked_out(first).value
             if value not in drawn.numbers:  # the answer does not stand in the question

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from turncredit.envs.expressions import OPERATORS, Expression, checked_largest, draw_expression
+from turncredit.envs.expressions import OPERATORS, Expression, Ingredients, draw_expression
 from turncredit.envs.tools import ToolEnv, ToolError, tool
 from turncredit.episode import Task
 from turncredit.errors import UserError
@@ -22,15 +22,15 @@ class Calculator(ToolEnv):
     verifier = MathAnswer(worked_out=True)
     levels = 4
 
-    def __init__(self, largest: int = 29, **kwargs: Any) -> None:
+    def __init__(self, smallest: int = 2, largest: int = 29, operators: str = "+-*", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.largest = checked_largest(largest)
+        self.made_of = Ingredients(smallest, largest, operators)
         if largest ** (self.level + 1) > LARGEST:
             raise UserError(f"largest is {largest}: at level {self.level} results outgrow the calculator's display")
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """`level` operators; numbers disjoint between train and test, one operator more out of distribution."""
-        expression = draw_expression(rng, self.split, self.level, self.largest)
+        expression = draw_expression(rng, self.split, self.level, self.made_of)
         return Task(f"What is {expression}?", {"answer": expression.value, "expression": expression},
                     self.split, self.level)
 

@@ -48,19 +48,29 @@ class Expression:
         return rest.numbers[0]
 
 
-def checked_largest(largest: int) -> int:
-    """The largest number of an environment's expressions.
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What an environment's expressions are made of.
 
     Raises:
-        UserError: it leaves too few sets of numbers to be split.
+        UserError: numbers that leave too few sets to be split, or an operator that is none.
     """
-    if largest < 5:
-        raise UserError(f"largest is {largest}: it must be at least 5, or there are too few numbers to be split")
-    return largest
+
+    smallest: int = 2
+    largest: int = 29
+    operators: str = "+-*"
+
+    def __post_init__(self) -> None:
+        smallest, largest = self.smallest, self.largest
+        if not self.operators or set(self.operators) - OPERATORS.keys():
+            raise UserError(f"operators is {self.operators!r}: it must be made of {''.join(OPERATORS)}")
+        if smallest < 0 or largest < smallest + 3:
+            raise UserError(f"smallest is {smallest} and largest is {largest}: smallest must not be negative, and "
+                            "largest at least 3 more, or there are too few numbers to be split")
 
 
-def draw_expression(rng: np.random.Generator, split: str, level: int, largest: int = 29) -> Expression:
-    """An expression with `level` operators over numbers from 2 to `largest`; for "ood", one operator more.
+def draw_expression(rng: np.random.Generator, split: str, level: int, made_of: Ingredients) -> Expression:
+    """An expression with `level` operators; for "ood", one operator more.
 
     Train and the other splits never share the set of numbers that an expression is made of, at whatever level, and
     its value is none of them: the answer does not stand in the question.
@@ -69,8 +79,8 @@ def draw_expression(rng: np.random.Generator, split: str, level: int, largest: i
 
     def draw() -> Expression:
         while True:
-            numbers = tuple(int(n) for n in rng.integers(2, largest + 1, size=size + 1))
-            drawn = Expression(numbers, tuple(rng.choice(list(OPERATORS), size=size).tolist()))
+            numbers = tuple(int(n) for n in rng.integers(made_of.smallest, made_of.largest + 1, size=size + 1))
+            drawn = Expression(numbers, tuple(rng.choice(list(made_of.operators), size=size).tolist()))
             if drawn.value not in numbers:
                 return drawn
 

@@ -6,6 +6,8 @@ data: bytes decoded with replacement, an exit code, and the reason for which it 
 
 from __future__ import annotations
 
+import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import Self
 from turncredit.errors import UserError, did_you_mean
 
 MIB = 1 << 20
+PAGE = 4096  # bytes: what a file takes is rounded up to
 
 
 class SandboxError(Exception):
@@ -67,6 +70,62 @@ class Result:
     files: Mapping[str, bytes] = field(default_factory=dict)  # asked for with `collect`, where they exist
 
 
+CUT_MARK = "\n[cut at the output limit]"
+
+
+def as_text(data: bytes, limit: int, *, cut: bool = False) -> tuple[str, bool]:
+    """Return output as `Result` wants it: decoded with replacement, with a mark where it is cut.
+
+    Args:
+        limit: `Limits.output_bytes`; what goes beyond it is cut here.
+        cut: it was cut before.
+    """
+    cut = cut or len(data) > limit
+    text = data[:limit].decode(errors="replace")
+    return (text + CUT_MARK if cut else text), cut
+
+
+def check_request(code: str | None, argv: Sequence[str] | None, files: Mapping[str, bytes],
+                  collect: Sequence[str], limits: Limits) -> None:
+    """Refuse what no home could run, before anything starts.
+
+    Raises:
+        UserError: not exactly one of code and argv, a path out of the working folder, files over the limits.
+    """
+    if (code is None) == (argv is None):
+        raise UserError("a run needs code or argv: give exactly one of them")
+    if argv is not None and (not argv or not argv[0] or any(_unspeakable(word) for word in argv)):
+        raise UserError(f"argv is {argv!r}: it must name a program, in words without NUL or lone surrogates")
+    for field_name, paths in (("files", files), ("collect", collect)):
+        for path in paths:
+            check_path(field_name, path)
+    folders = {path[:at] for path in files for at, letter in enumerate(path) if letter == "/"}
+    if both := folders & set(files):
+        raise UserError(f"files names {both.pop()!r} as a file and as a folder: it can be only one")
+    if (entries := len(files) + len(folders)) > limits.files:
+        raise UserError(f"files needs {entries} files and folders: limits.files is {limits.files}")
+    if (needed := sum(-(-len(data) // PAGE) * PAGE for data in files.values())) > limits.file_bytes:
+        raise UserError(f"files needs {needed} bytes in pages: limits.file_bytes is {limits.file_bytes}")
+
+
+def check_path(field_name: str, path: str) -> None:
+    """Refuse a path that is not relative, plain and below the working folder.
+
+    Raises:
+        UserError: it is empty, absolute, has `.`, `..` or empty parts, or can't be a file's name.
+    """
+    if _unspeakable(path) or any(part in ("", ".", "..") for part in path.split("/")):
+        raise UserError(f"{field_name} names {path!r}: it must be a relative path below the working folder")
+
+
+def _unspeakable(word: str) -> bool:
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:
+        return True
+    return "\0" in word
+
+
 class Session(ABC):
     """A Python interpreter that keeps its state between calls. Ended by a time-out, a crash or `close`."""
 
@@ -80,11 +139,21 @@ class Session(ABC):
 
     @abstractmethod
     async def write_file(self, path: str, data: bytes) -> None:
-        """Write a file below the session's working folder."""
+        """Write a file below the session's working folder.
+
+        Raises:
+            OSError: there is no room, or something that is no regular file stands there.
+            SandboxError: the session has ended.
+        """
 
     @abstractmethod
     async def read_file(self, path: str) -> bytes:
-        """Read a regular file below the session's working folder; links out of it are refused."""
+        """Read a regular file below the session's working folder; links out of it are refused.
+
+        Raises:
+            OSError: there is none (FileNotFoundError), or it is a link, or no regular file.
+            SandboxError: the session has ended.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -147,6 +216,12 @@ class Sandbox(ABC):
         # Imported where used: docker and e2b are extras, and the local home needs Linux.
         from importlib import import_module
 
-        opened = await import_module(f"turncredit.sandboxes.{home}").open_sandbox(**settings)
+        opener = import_module(f"turncredit.sandboxes.{home}").open_sandbox
+        known_settings = list(inspect.signature(opener).parameters)
+        for name in settings:
+            if name not in known_settings:
+                raise UserError(f"setting {name!r} is unknown to sandbox {home!r}"
+                                f"{did_you_mean(name, known_settings)} (known: {', '.join(known_settings)})")
+        opened = await opener(**settings)
         assert isinstance(opened, Sandbox)
         return opened

@@ -18,7 +18,7 @@ def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: to
     """Write `folder`/step-NNNNNN, then drop all but the newest `keep`.
 
     `steps_done` is also where a resumed run goes on. Tasks, samples and references are drawn from seeds by step,
-    so the step is the position of every one of them; torch's own generator is saved for models with dropout.
+    so the step is the position of every one of them; torch's own generator is saved for models that draw by themselves.
     """
 
     def write(path: Path) -> None:

@@ -30,7 +30,8 @@ def token_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     teacher = torch.log_softmax(teacher_logits.to(precise), -1)
     student = torch.log_softmax(student_logits.to(precise), -1)
     # A token that the teacher rules out (probability 0) adds nothing, even where the student rules it out too.
-    terms = torch.where(teacher > -torch.inf, teacher.exp() * (teacher - student), 0.0)
+    # (NaN is not ruled out: a model that has come apart must not look like one that agrees with its teacher.)
+    terms = torch.where(teacher != -torch.inf, teacher.exp() * (teacher - student), 0.0)
     return terms.sum(-1).clamp_min(0.0)  # rounding alone can make it negative
 
 

@@ -17,10 +17,13 @@ from turncredit.episode import Episode, Group, Segment
 from turncredit.seeds import seed_of
 from turncredit.trainer.algorithms import Algorithm, GroupCredit
 from turncredit.trainer.batch import make_batch, pack_by_tokens, to_rows
-from turncredit.trainer.head import TokenScores, score_tokens
+from turncredit.trainer.head import TokenScores
 from turncredit.trainer.loss import policy_loss
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.teacher import GUIDE, teacher_context
+
+COUNTED = ("episodes without reward", "groups dropped", "groups without signal", "references shortened",
+           "references that did not fit")
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +48,7 @@ class Credit:
     """A batch with its credit, and counts of what was left out and why."""
 
     episodes: list[CreditedEpisode] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))  # and a count a route
 
 
 class Learner:
@@ -97,9 +100,10 @@ class Learner:
         return one
 
     @torch.no_grad()
-    def weights(self, credited: Sequence[CreditedEpisode]) -> list[NDArray[np.float32]]:
-        """The token weights of a whole group at once, before the update: [generated] for each episode."""
-        weights = [np.ones(one.episode.generated_count, np.float32) for one in credited]
+    def weights(self, credited: Sequence[CreditedEpisode]) -> list[NDArray[np.float32] | None]:
+        """The token weights of a whole group at once, before the update: [generated] for each episode; None where
+        an episode has no teacher."""
+        weights: list[NDArray[np.float32] | None] = [None] * len(credited)
         with_teacher = [i for i, one in enumerate(credited) if one.teacher_prompt is not None]
         parts = pack_by_tokens([credited[i].padded_length for i in with_teacher], self.settings.micro_batch_tokens)
         order = [with_teacher[i] for part in parts for i in part]
@@ -119,7 +123,6 @@ class Learner:
         """One optimiser step on the whole batch. A non-finite loss or gradient leaves the weights as they are."""
         episodes = credit.episodes
         statistics = _Statistics()
-        self.policy.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         if not any(one.advantage for one in episodes):
             return statistics.summary(loss=0.0, gradient_norm=0.0, updated=False)
@@ -129,7 +132,7 @@ class Learner:
         for part in self._micro_batches(episodes):
             loss += self._accumulate([episodes[i] for i in part], count, statistics)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+            group["lr"] = self.settings.lr * learning_rate_factor(self.settings, step)
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
         finite = bool(np.isfinite(loss) and np.isfinite(norm))
         if finite:
@@ -167,17 +170,18 @@ class Learner:
         """Logprobs under the student and the teacher's KL, of every generated token of these episodes."""
         policy = self.policy
         batch = make_batch([one.episode.segments for one in part]).to(policy.device)
-        teacher_hidden: Tensor | None = None
         prompts = [one.teacher_prompt for one in part]
         conditioned = [[p, *one.episode.response] for p, one in zip(prompts, part) if p is not None]
-        if conditioned:
-            assert len(conditioned) == len(part), "a micro-batch has a teacher for all or for none"
-            with torch.no_grad():
-                teacher_hidden = policy.hidden(make_batch(conditioned).to(policy.device))
-        hidden = policy.hidden(batch)
-        head = policy.head
-        bias = getattr(head, "bias", None)
-        return score_tokens(hidden, head.weight.to(hidden.dtype), batch.targets, teacher_hidden, bias), batch
+        if not conditioned:
+            return policy.scores(batch), batch
+        assert len(conditioned) == len(part), "a micro-batch has a teacher for all or for none"
+        return policy.scores(batch, make_batch(conditioned).to(policy.device)), batch
+
+
+def learning_rate_factor(settings: TrainerConfig, step: int) -> float:
+    """A linear warm-up, then constant or linearly down to 0 behind the last step."""
+    rising = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    return rising if settings.schedule == "constant" else rising * (1.0 - step / settings.steps)
 
 
 class _Statistics:

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from turncredit.agents.base import Sampling
-from turncredit.config import Config, RolloutConfig
+from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
 from turncredit.episode import Group, StopReason
 from turncredit.errors import UserError
 from turncredit.evaluate import Score, evaluate
@@ -91,8 +91,10 @@ def open_run(config: Config, resume: bool) -> RunFolder:
     """Make the run folder, or check that the one to be resumed has the same configuration.
 
     Raises:
-        UserError: a run is there already and `resume` is off; or there is none, or another one, to resume.
+        UserError: an environment of the configuration cannot be made; a run is there already and `resume` is off; or
+            there is none, or another one, to resume.
     """
+    refuse_unusable_envs(config)
     run = RunFolder(config.folder)
     file = run.path / "config.yaml"
     settings = config.model_dump(mode="json")

@@ -16,6 +16,7 @@ from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import ModelConfig
 from turncredit.errors import UserError
 from turncredit.trainer.batch import Batch
+from turncredit.trainer.head import TokenScores, score_tokens
 
 
 class Policy:
@@ -30,7 +31,8 @@ class Policy:
     """
 
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+        # Never in training mode: dropout would make what is scored another policy than the one that sampled.
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
         if config.chat_template is not None:
             if not config.chat_template.is_file():
                 raise UserError(f"model.chat_template {str(config.chat_template)!r}: there is no such file")
@@ -74,6 +76,16 @@ class Policy:
         chosen: Tensor = states[batch.rows, batch.columns]
         return chosen
 
+    def scores(self, batch: Batch, teacher: Batch | None = None) -> TokenScores:
+        """Logprobs and entropy of the generated tokens, [generated], and the KL of the teacher's contexts if given."""
+        teacher_hidden = None
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_hidden = self.hidden(teacher)
+        hidden = self.hidden(batch)
+        bias = getattr(self.head, "bias", None)
+        return score_tokens(hidden, self.head.weight.to(hidden.dtype), batch.targets, teacher_hidden, bias)
+
     def precision(self) -> AbstractContextManager[Any]:
         """bf16 autocast where the device has it and the configuration leaves it open."""
         if self.config.dtype == "auto" and self.device.type == "cuda":
@@ -91,6 +103,8 @@ class Policy:
         ids = torch.arange(1, 9, device=self.device)[None]
         logits = self.model(input_ids=ids, use_cache=False).logits
         states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if logits.isnan().any():
+            raise UserError(f"model {type(self.model).__name__}: its logits are not numbers, so its weights are broken")
         if not torch.allclose(self.head(states), logits, rtol=1e-3, atol=1e-3):
             raise UserError(f"model {type(self.model).__name__}: its logits are not a linear projection of its last "
                             "hidden state (scaled or capped logits are not supported)")

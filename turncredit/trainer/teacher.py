@@ -54,8 +54,12 @@ def teacher_context(chat: ChatFormat, episode: Episode, reference: Episode, guid
         if budget < 16:
             return None
         half = (budget - len(chat.plain(CUT))) // 2
-        text = chat.text(ids[:half]) + CUT + chat.text(ids[-half:])
-    return TeacherContext(Segment.text(_prompt(chat, episode, guide, text), "prompt"), shortened)
+        # Half a character at a seam would come back as replacement marks, which are more tokens than it was.
+        text = chat.text(ids[:half]).rstrip("\ufffd") + CUT + chat.text(ids[-half:]).lstrip("\ufffd")
+    prompt = _prompt(chat, episode, guide, text)
+    if len(prompt) + response > max_context:  # a tokenizer may need more tokens for parts than for the whole
+        return None
+    return TeacherContext(Segment.text(prompt, "prompt"), shortened)
 
 
 def conditioned_system(system: str, guide: str, reference: str) -> str:

@@ -14,14 +14,13 @@ import torch
 from turncredit.agents.chat import ChatFormat
 from turncredit.agents.scripted import ScriptedAgent, expert
 from turncredit.config import Config, WarmstartConfig
-from turncredit.envs import make
+from turncredit.envs import TextEnv, make
 from turncredit.episode import Episode, Segment
 from turncredit.errors import UserError
 from turncredit.evaluate import evaluate
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
 from turncredit.trainer.batch import make_batch, pack_by_tokens
-from turncredit.trainer.head import score_tokens
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.tasks import TaskSampler
 from turncredit.trainer.teacher import GUIDE, teacher_context
@@ -44,26 +43,33 @@ def demonstrations(settings: WarmstartConfig, chat: ChatFormat, tool_calls: str,
         episodes += [e for group in groups for e in group.episodes]
     rollout.close()
     passed = [e for e in episodes if e.passed]
-    if not passed:
-        first = episodes[0]
-        raise UserError(f"warmstart.envs: no demonstration of {first.env_id} passed its verifier "
-                        f"({first.stop}: {first.error or 'wrong'})")
+    for first in {e.env_id: e for e in reversed(episodes)}.values():
+        if not any(e.env_id == first.env_id for e in passed):
+            raise UserError(f"warmstart.envs: no demonstration of {first.env_id} passed its verifier "
+                            f"({first.stop}: {first.error or 'wrong'})")
     return passed[:count]
 
 
 def texts_of(settings: WarmstartConfig, tool_calls: str, seed: int, guide: str | None = None,
              count: int = 400) -> list[str]:
-    """What the environments and their scripted solutions say: what a tokenizer is learnt from."""
+    """What the environments and their scripted solutions say: what a tokenizer is learnt from.
+
+    Raises:
+        UserError: an environment has no scripted solution.
+    """
     texts = [guide or GUIDE, "Agent: ", "Environment: ", "Tool: "]
     sampler = TaskSampler(settings.envs, seed_of(seed, "texts"))
     for task in sampler.tasks(0, count):
         env = make(task.env_id, **task.arguments).unwrapped
-        env.use_tool_format(tool_calls)  # type: ignore[attr-defined]  # every TextEnv has it
+        if not isinstance(env, TextEnv) or type(env).expert_action is TextEnv.expert_action:
+            raise UserError(f"warmstart.envs: {task.env_id} has no scripted solution to learn from: write its "
+                            "expert_action, or leave it out")
+        env.use_tool_format(tool_calls)
         observation, info = env.reset(seed=task.seed, options=task.reset_options)
         texts += [str(info["instructions"]), observation]
         over = False
         while not over:
-            action = env.expert_action()  # type: ignore[attr-defined]
+            action = env.expert_action()
             observation, _, terminated, truncated, _ = env.step(action)
             texts += [action, observation]
             over = terminated or truncated
@@ -73,21 +79,32 @@ def texts_of(settings: WarmstartConfig, tool_calls: str, seed: int, guide: str |
 def warm_start(config: Config, policy: Policy, on_step: Callable[[int, float, float | None], None]) -> float | None:
     """Train until `steps` or `until_success`; `on_step` gets the step, the loss and the last success rate.
 
+    Demonstrations that the model cannot read as a whole are left out.
+
     Returns:
         The success rate at the last check, None where none was asked for.
+    Raises:
+        UserError: no demonstration to learn from, or a loss that is not finite.
     """
     settings = config.warmstart
     assert settings is not None
-    shown = demonstrations(settings, policy.chat, config.model.tool_calls, settings.demonstrations, config.seed)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, weight_decay=0.01)
+    written = demonstrations(settings, policy.chat, config.model.tool_calls, settings.demonstrations, config.seed)
+    shown = [e for e in written if len(e.token_ids) <= policy.max_context]
+    if not shown:
+        raise UserError(f"warmstart.envs: no demonstration fits into the model's context of {policy.max_context} "
+                        f"tokens (the first has {len(written[0].token_ids)}): take an easier level")
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=settings.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.01)
     success: float | None = None
     for step in range(settings.steps):
         rng = np.random.default_rng(seed_of(config.seed, "warmstart", step))
         batch = [_conversation(config, policy, shown[i], rng.random() < settings.with_reference)
                  for i in rng.integers(len(shown), size=settings.batch)]
-        for group in optimizer.param_groups:  # linear warm-up; constant afterwards, since the end is not known
-            group["lr"] = settings.lr * min(1.0, (step + 1) / 20)
+        for group in optimizer.param_groups:  # a linear warm-up, then a linear way down to a tenth
+            group["lr"] = settings.lr * min(1.0, (step + 1) / 20, 1.0 - 0.9 * step / settings.steps)
         loss = _supervised_step(policy, optimizer, batch, config.trainer.micro_batch_tokens)
+        if not np.isfinite(loss):
+            raise UserError(f"the warm start's loss is {loss} at step {step}: set warmstart.lr below {settings.lr:g}")
         if settings.until_success is not None and (step + 1) % settings.check_every == 0:
             success = _success(config, policy)
             if success >= settings.until_success:
@@ -108,14 +125,11 @@ def _conversation(config: Config, policy: Policy, episode: Episode, with_referen
 def _supervised_step(policy: Policy, optimizer: torch.optim.Optimizer, conversations: Sequence[list[Segment]],
                      budget: int) -> float:
     """One step on the mean negative logprob of the demonstrations' own tokens."""
-    policy.model.train()
     total = sum(len(s.token_ids) for c in conversations for s in c if s.generated)
     loss = 0.0
     for part in pack_by_tokens([sum(len(s.token_ids) for s in c) for c in conversations], budget):
         batch = make_batch([conversations[i] for i in part]).to(policy.device)
-        hidden = policy.hidden(batch)
-        scores = score_tokens(hidden, policy.head.weight.to(hidden.dtype), batch.targets)
-        part_loss = -scores.logprobs.sum() / total
+        part_loss = -policy.scores(batch).logprobs.sum() / total
         part_loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         loss += float(part_loss.detach())
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)

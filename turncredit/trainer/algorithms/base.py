@@ -25,7 +25,8 @@ class GroupCredit:
     advantages: NDArray[np.float64]  # [G]
     references: Sequence[int | None]  # [G]: whose trajectory the teacher sees; None for no teacher and weight 1
     # Where the advantage itself depends on the token weights: from each episode's weights, [generated], to [G].
-    advantages_from_weights: Callable[[list[NDArray[np.float32]]], NDArray[np.float64]] | None = None
+    # None stands for an episode without a teacher: it had none to begin with, or its reference did not fit.
+    advantages_from_weights: Callable[[list[NDArray[np.float32] | None]], NDArray[np.float64]] | None = None
 
 
 class Algorithm(BaseModel):
@@ -75,7 +76,7 @@ def register_algorithm(name: str) -> Callable[[A], A]:
     return put
 
 
-def make_algorithm(name: str, **settings: Any) -> Algorithm:
+def make_algorithm(name: str = "sc-grpo", **settings: Any) -> Algorithm:
     """The algorithm of that name.
 
     Raises:

@@ -40,8 +40,13 @@ class SCGRPO(Algorithm):
             return GroupCredit(route.kind, route.advantages, route.references)
         chosen = route.references[0]
 
-        def from_weights(weights: list[NDArray[np.float32]]) -> NDArray[np.float64]:
-            return self.alpha * diversity_advantage(weights, lengths, chosen)
+        def from_weights(weights: list[NDArray[np.float32] | None]) -> NDArray[np.float64]:
+            # A response whose reference did not fit has no f to be scored by: it earns nothing, and is in no mean.
+            scored = [i for i, f in enumerate(weights) if f is not None or i == chosen]
+            advantages = np.zeros(len(weights))
+            advantages[scored] = self.alpha * diversity_advantage(
+                [weights[i] for i in scored], [lengths[i] for i in scored], scored.index(chosen))
+            return advantages
 
         # The reference is not conditioned on itself: it has no score.
         references = [None if i == chosen else chosen for i in range(len(rewards))]

@@ -1,0 +1,76 @@
+"""Programming problems from data files: HumanEval, MBPP, LeetCode, LiveCodeBench, Codeforces, CodeContests."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from turncredit.envs.problem_files import FORMATS, CodeProblem, format_of
+from turncredit.envs.program_env import ProgramEnv
+from turncredit.envs.questions import read_rows
+from turncredit.episode import Task
+from turncredit.errors import UserError, did_you_mean
+
+
+class CodeProblems(ProgramEnv):
+    """One problem of a data file, judged by the file's tests.
+
+    Of LiveCodeBench each problem's tests are parted in two halves: split "train" is judged by the one, every other
+    split by the other, so that training and evaluation share problems and no test.
+
+    Args:
+        data: a .jsonl, .json or .parquet file (also .gz), or "hf:name" for a data set of the hub.
+        format: "humaneval", "mbpp", "leetcode", "livecodebench" or "codeforces"; seen from the fields where None.
+        data_split: of an "hf:" data set; "test" where None.
+        several_turns: the agent may run code and see the visible tests before it answers.
+        settings: for the tests, such as {"fraction": true, "test_s": 10} (see `CodeTests`).
+    Raises:
+        UserError: no such file or format, a field that a row lacks (named with its row), or no problem with tests.
+    """
+
+    def __init__(self, data: str, format: str | None = None, data_split: str = "test", several_turns: bool = False,
+                 settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(several_turns, **kwargs)
+        if format is not None and format not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UserError(f"format {format!r} is unknown{did_you_mean(format, FORMATS)} (known: {known})")
+        # YAML and JSON alone can write settings, so they have a JSON text to be told apart by
+        self._problems = _problems(data, format, data_split, self.split, json.dumps(settings or {}, sort_keys=True))
+        self.num_tasks = len(self._problems)
+
+    def make_task(self, rng: np.random.Generator) -> Task:
+        """Any problem, uniformly."""
+        return self.task_at(int(rng.integers(len(self._problems))))
+
+    def task_at(self, index: int) -> Task:
+        """The problem at `index`, of those that have tests for the split."""
+        problem = self._problems[index]
+        hidden = {"tests": problem.tests, "visible": problem.visible, "solution": problem.solution}
+        return Task(problem.prompt, {k: v for k, v in hidden.items() if v is not None}, self.split, self.level)
+
+
+@functools.lru_cache(maxsize=16)  # a file is read once a process, not once an environment
+def _problems(data: str, format: str | None, data_split: str, split: str, settings: str) -> tuple[CodeProblem, ...]:
+    rows = list(read_rows(data, data_split))
+    if not rows:
+        raise UserError(f"data {data!r} holds no rows")
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            raise UserError(f"{data}, {where} is a {type(row).__name__}: it must be an object")
+    name = format or format_of(rows[0][1], data)
+    problems: list[CodeProblem | None] = []
+    for where, row in rows:
+        try:
+            problems.append(FORMATS[name](row, split, json.loads(settings)))
+        except KeyError as error:
+            raise UserError(f"{data}, {where} has no field {error}, which the format {name} has") from None
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{data}, {where} is not in the format {name}: {error}") from None
+    found = tuple(problem for problem in problems if problem is not None)
+    if not found:
+        raise UserError(f"data {data!r} holds no problem with tests for split {split!r}")
+    return found
