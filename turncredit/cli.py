@@ -39,12 +39,11 @@ def main() -> None:
 def train(config: ConfigFile, overrides: Overrides = None,
           resume: Annotated[bool, typer.Option("--resume", help="go on with the run of this name")] = False) -> None:
     """Train a policy; killed at any moment, `--resume` goes on to the same weights."""
-    from turncredit.config import load_config, refuse_unusable_envs
+    from turncredit.config import load_config
     from turncredit.progress import Display
     from turncredit.trainer.loop import train as run_training
 
     settings = load_config(config, overrides or [])
-    refuse_unusable_envs(settings)
     with Display(console) as display:
         try:
             run = run_training(settings, display, resume)
