@@ -56,7 +56,7 @@ def train(config: ConfigFile, overrides: Overrides = None,
 @app.command()
 def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
     """Only the supervised warm start of a configuration; `train --resume` goes on from it."""
-    from turncredit.config import load_config, refuse_unusable_envs
+    from turncredit.config import load_config
     from turncredit.progress import Display
     from turncredit.trainer.loop import open_run
     from turncredit.trainer.start import starting_policy
@@ -64,7 +64,6 @@ def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = load_config(config, overrides or [])
     if settings.warmstart is None:
         raise UserError(f"config {str(config)!r} has no warmstart section")
-    refuse_unusable_envs(settings)
     run = open_run(settings, resume=False)
     with Display(console) as display:
         starting_policy(settings, run, display.warming)
