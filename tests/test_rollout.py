@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import sys
 import threading
@@ -487,6 +488,13 @@ def test_scripted_solutions_pass_through_every_template(tokenizer_for: Any, temp
     groups = rollout.sample_groups([TaskRef(id, seed, {"level": 2}) for seed in range(4)], 1, seed=1)
     assert [e.reward for group in groups for e in group.episodes] == [1.0] * 4
     assert all(turn.valid for group in groups for e in group.episodes for turn in e.turns)
+
+
+def test_a_rollout_runs_in_a_notebook_too(agent: EngineAgent, chat: ChatFormat) -> None:
+    async def cell() -> list[Group]:
+        return sample(agent, chat)
+
+    assert contents(asyncio.run(cell())) == contents(sample(agent, chat))
 
 
 def test_slow_steps_run_side_by_side(agent: EngineAgent, chat: ChatFormat) -> None:

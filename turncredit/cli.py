@@ -39,12 +39,11 @@ def main() -> None:
 def train(config: ConfigFile, overrides: Overrides = None,
           resume: Annotated[bool, typer.Option("--resume", help="go on with the run of this name")] = False) -> None:
     """Train a policy; killed at any moment, `--resume` goes on to the same weights."""
-    from turncredit.config import load_config, refuse_unusable_envs
+    from turncredit.config import load_config
     from turncredit.progress import Display
     from turncredit.trainer.loop import train as run_training
 
     settings = load_config(config, overrides or [])
-    refuse_unusable_envs(settings)
     with Display(console) as display:
         try:
             run = run_training(settings, display, resume)
@@ -57,7 +56,7 @@ def train(config: ConfigFile, overrides: Overrides = None,
 @app.command()
 def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
     """Only the supervised warm start of a configuration; `train --resume` goes on from it."""
-    from turncredit.config import load_config, refuse_unusable_envs
+    from turncredit.config import load_config
     from turncredit.progress import Display
     from turncredit.trainer.loop import open_run
     from turncredit.trainer.start import starting_policy
@@ -65,7 +64,6 @@ def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
     settings = load_config(config, overrides or [])
     if settings.warmstart is None:
         raise UserError(f"config {str(config)!r} has no warmstart section")
-    refuse_unusable_envs(settings)
     run = open_run(settings, resume=False)
     with Display(console) as display:
         starting_policy(settings, run, display.warming)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from turncredit.config import Config, load_config, refuse_unusable_envs
+from turncredit.config import Config, load_config
 from turncredit.progress import Display, score_table
 from turncredit.trainer.loop import evaluate_policy, train
 from turncredit.trainer.policy import Policy
@@ -16,7 +16,6 @@ from turncredit.trainer.policy import Policy
 def run_demo(config: Path, seed: int, console: Console) -> None:
     """Train, then print the table "before / after" on the configuration's evaluation environments."""
     settings = _unused_name(load_config(config, [f"seed={seed}"]))
-    refuse_unusable_envs(settings)
     began = time.monotonic()
     with Display(console) as display:
         run = train(settings, display)

@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -87,7 +88,13 @@ class Rollout:
             step: noted in the episodes.
             on_group: called with each group as soon as its last episode has ended.
         """
-        return asyncio.run(self._sample_groups(tasks, group_size, seed, step, on_group))
+        work = self._sample_groups(tasks, group_size, seed, step, on_group)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        with ThreadPoolExecutor(1) as beside:  # in a notebook, whose own loop is running
+            return beside.submit(asyncio.run, work).result()
 
     async def _sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int,
                              on_group: Callable[[Group], None] | None) -> list[Group]:

@@ -201,7 +201,11 @@ def test_a_spec_is_written_as_json_and_made_again() -> None:
 
 
 @pytest.mark.parametrize("id, arguments, sentence", [
-    ("turncredit/Arithmetic-v0", {"largest": 4}, "smallest is 2 and largest is 4: .* at least 3 more"),
+    ("turncredit/Arithmetic-v0", {"largest": 4}, "smallest is 2 and largest is 4: .* enough numbers to be split"),
+    ("turncredit/Arithmetic-v0", {"smallest": 40, "largest": 43}, "smallest is 40 and largest is 43"),
+    ("turncredit/Arithmetic-v0", {"smallest": -1}, "smallest is -1 .* must not be negative"),
+    ("turncredit/Arithmetic-v0", {"smallest": 30}, "smallest is 30 and largest is 29"),
+    ("turncredit/Calculator-v0", {"operators": "+/"}, r"operators is '\+/': it must be made of \+-\*"),
     ("turncredit/Calculator-v0", {"largest": 1000, "level": 4}, "largest is 1000: at level 4"),
     ("turncredit/Brackets-v0", {"level": 2}, "level is 2: Brackets has levels 1 to 1"),
 ])
@@ -214,9 +218,10 @@ def test_numbers_that_cannot_work_are_refused(id: str, arguments: dict[str, Any]
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_smallest_range_of_numbers_can_be_split_at_every_level(id: str, split: str) -> None:
     for level in range(1, make(id).unwrapped.levels + 1):
-        env = make(id, split=split, level=level, largest=5)
-        for seed in range(10):
-            env.reset(seed=seed)
+        for smallest, operators in ((2, "+-*"), (41, "+"), (0, "*")):
+            env = make(id, split=split, level=level, smallest=smallest, largest=smallest + 5, operators=operators)
+            for seed in range(10):
+                env.reset(seed=seed)
 
 
 @pytest.mark.parametrize("a, op, b, said", [(3, "-", 5, "-2"), (12, "*", 12, "144"), (10**12, "+", 1, str(10**12 + 1)),

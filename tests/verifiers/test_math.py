@@ -144,9 +144,13 @@ def test_an_interrupted_comparison_does_not_leave_its_reply_to_the_next_one(monk
     assert not answers_match("x", "$y$")
 
 
-def test_a_forked_process_judges_by_itself() -> None:
+def test_a_forked_process_judges_by_itself_even_if_a_comparison_was_under_way() -> None:
     assert answers_match("x", "$x$")
-    mine = _WORKER._process
+    hanging = threading.Thread(target=MathAnswer(timeout_s=1).verify, args=(Task("", {"answer": "3"}),
+                                                                           Outcome("$9^{9^{9^9}}$")))
+    hanging.start()
+    while not _WORKER._lock.locked():
+        time.sleep(0.001)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     children = [context.Process(target=_judge_many, args=(queue, i)) for i in range(2)]
@@ -156,7 +160,7 @@ def test_a_forked_process_judges_by_itself() -> None:
     assert [queue.get(timeout=60) for _ in children] == [30, 30]
     for child in children:
         child.join()
-    assert _WORKER._process is mine
+    hanging.join()
     assert answers_match("x", "$x$")
 
 

@@ -116,10 +116,9 @@ def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> tup
     if sampling.top_p < 1:
         sampled_from = _within_top_p(sampled_from, sampling.top_p)
     cumulative = sampled_from.double().exp().cumsum(-1)
-    # Scaled by the total, which rounding keeps from being 1, and below it: a token without probability is never drawn.
-    total = cumulative[:, -1]
-    place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, place[:, None], right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+    # Scaled by the total, which rounding keeps from being 1; at most the last token with any probability.
+    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    tokens = tokens.clamp_max(logits.shape[-1] - 1)
     pick = tokens[:, None]
     return tokens, policy.gather(1, pick)[:, 0], sampled_from.gather(1, pick)[:, 0]
 

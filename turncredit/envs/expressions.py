@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import numpy as np
 
-from turncredit.envs.splits import draw_from_split
+from turncredit.envs.splits import draw_from_split, split_of
 from turncredit.errors import UserError
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -64,9 +65,17 @@ class Ingredients:
         smallest, largest = self.smallest, self.largest
         if not self.operators or set(self.operators) - OPERATORS.keys():
             raise UserError(f"operators is {self.operators!r}: it must be made of {''.join(OPERATORS)}")
-        if smallest < 0 or largest < smallest + 3:
+        if smallest < 0 or not _can_be_split(range(smallest, largest + 1), self.operators):
             raise UserError(f"smallest is {smallest} and largest is {largest}: smallest must not be negative, and "
-                            "largest at least 3 more, or there are too few numbers to be split")
+                            "largest so much more that there are enough numbers to be split")
+
+
+def _can_be_split(numbers: range, operators: str) -> bool:
+    """Do the shortest expressions have some for training and some for tests? Many numbers always do."""
+    pairs = combinations_with_replacement(numbers[:20], 2)
+    usable = {split_of(f"{a} {b}") for a, b in pairs for o in operators
+              if OPERATORS[o](a, b) not in (a, b) or OPERATORS[o](b, a) not in (a, b)}
+    return len(usable) == 2
 
 
 def draw_expression(rng: np.random.Generator, split: str, level: int, made_of: Ingredients) -> Expression:

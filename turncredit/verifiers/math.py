@@ -80,7 +80,7 @@ class _EquivalenceWorker:
         self.forget()
 
     def forget(self) -> None:
-        """Have no process. A forked child must not share its parent's: they would read each other's replies."""
+        """Have no process. A forked child has no use for its parent's, and its lock may be held for ever."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
