@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -12,19 +13,32 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def descendants(of: int) -> set[int]:
-    """Return the ids of every process below one."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def descendants(of: int) -> dict[int, str]:
+    """Return every process below one: its id, and when it started (an id is used again, sooner or later)."""
+    parents, started = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            pid = int(path.name)
+            parents[pid], started[pid] = int(_stat(pid)[1]), _stat(pid)[19]
     found: set[int] = set()
     while more := {pid for pid, parent in parents.items() if parent in found | {of}} - found:
         found |= more
-    return found
+    return {pid: started[pid] for pid in found}
 
 
-def memory_bytes(processes: set[int]) -> int:
+def alive(pid: int, started: str) -> bool:
+    """Say whether this very process still exists."""
+    try:
+        return _stat(pid)[19] == started
+    except OSError:
+        return False
+
+
+def memory_bytes(processes: Iterable[int]) -> int:
     """Return the proportional set size of processes together: pages shared by n count 1/n for each."""
     total = 0
     for pid in processes:
@@ -34,7 +48,8 @@ def memory_bytes(processes: set[int]) -> int:
     return total
 
 
-def cgroups_of(processes: set[int]) -> list[str]:
+def cgroups_of(processes: Iterable[int]) -> list[str]:
     """Return the cgroup folders that a sandbox with one of these processes as its guard made."""
+    known = set(processes)
     return [folder for folder, _, _ in os.walk("/sys/fs/cgroup")
-            if any(Path(folder).name.startswith(f"turncredit-{pid}-") for pid in processes)]
+            if any(Path(folder).name.startswith(f"turncredit-{pid}-") for pid in known)]

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from processes import cgroups_of, descendants, descriptors, memory_bytes
+from processes import alive, cgroups_of, descendants, descriptors, memory_bytes
 
 from turncredit.sandboxes import Limits, Sandbox, SandboxError, docker
 
@@ -76,36 +76,41 @@ async def one(sandbox: Sandbox, draw: random.Random, ends: Counter[str]) -> None
     ends[f"{kind}: {result.killed_by or 'ended'}"] += 1
 
 
-async def soak(home: str, count: int, slots: int, seed: int) -> tuple[Counter[str], list[int], set[int], float]:
-    """Return how the executions ended, memory now and then, every process seen, and executions a second."""
-    draw, ends, memory, seen = random.Random(seed), Counter[str](), list[int](), set[int]()
+async def soak(home: str, count: int, slots: int,
+               seed: int) -> tuple[Counter[str], list[int], dict[int, str], float]:
+    """Return how the executions ended, memory at each stop, processes seen, and executions a second."""
+    draw, ends, memory, seen = random.Random(seed), Counter[str](), list[int](), dict[int, str]()
+    stops = 40
+    left = count
+
+    async def work(sandbox: Sandbox, until: int) -> None:
+        nonlocal left
+        while left > until:
+            left -= 1
+            if left % 50 == 0:
+                seen.update(descendants(os.getpid()))
+            await one(sandbox, draw, ends)
+
     async with await Sandbox.open(home, slots=slots, limits=LIMITS) as sandbox:
         began = time.monotonic()
-        started = 0
-
-        async def work() -> None:
-            nonlocal started
-            while started < count:
-                started += 1
-                if started % max(1, count // 40) == 0:
-                    processes = descendants(os.getpid())
-                    seen.update(processes)
-                    memory.append(memory_bytes(processes | {os.getpid()}))
-                    print(f"{started:7} {time.monotonic() - began:7.0f} s {memory[-1] / 1e6:6.1f} MB "
-                          f"{len(processes)} processes, {len(cgroups_of(processes))} cgroups", flush=True)
-                await one(sandbox, draw, ends)
-
-        await asyncio.gather(*(work() for _ in range(slots)))
+        for stop in range(1, stops + 1):
+            await asyncio.gather(*(work(sandbox, count - count * stop // stops) for _ in range(slots)))
+            await asyncio.sleep(0.3)  # slots that were let go end, and fresh ones wait
+            processes = descendants(os.getpid())
+            memory.append(memory_bytes([*processes, os.getpid()]))
+            print(f"{count - left:7} {time.monotonic() - began:7.0f} s {memory[-1] / 1e6:6.1f} MB "
+                  f"{len(processes)} processes, {len(cgroups_of(processes))} cgroups", flush=True)
         return ends, memory, seen, count / (time.monotonic() - began)
 
 
-def left_of(processes: set[int], mounts: str, open_before: int, files: set[Path]) -> list[str]:
-    left = [f"process {pid}" for pid in processes if Path(f"/proc/{pid}").exists()] + cgroups_of(processes)
+def left_of(processes: dict[int, str], mounts: str, open_before: int, files: set[Path]) -> list[str]:
+    left = [f"process {pid}" for pid, started in processes.items() if alive(pid, started)]
+    left += cgroups_of(processes)
     left += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()
              if line not in mounts.splitlines() and line.split()[4].startswith(("/sandbox", "/.old", "/tmp"))]
     if descriptors() != open_before:
         left.append(f"{descriptors() - open_before} descriptors")
-    return left + [f"file {path}" for path in temporary_files() - files if "turncredit" in path.name]
+    return left + [f"file {path}" for path in candidates_files() - files]
 
 
 def containers() -> list[str]:
@@ -116,8 +121,10 @@ def containers() -> list[str]:
     return [container.id for container in owned]
 
 
-def temporary_files() -> set[Path]:
-    return {path for folder in ("/tmp", "/dev/shm", "/var/tmp") for path in Path(folder).iterdir()}
+def candidates_files() -> set[Path]:
+    """Return the files of this machine's shared folders that belong to users only sandboxes have, or bear our name."""
+    shared = (path for folder in ("/tmp", "/dev/shm", "/var/tmp") for path in Path(folder).iterdir())
+    return {path for path in shared if "turncredit" in path.name or path.lstat().st_uid >= 1 << 30}
 
 
 def main() -> int:
@@ -127,7 +134,7 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    mounts, files = Path("/proc/self/mountinfo").read_text(), temporary_files()
+    mounts, files = Path("/proc/self/mountinfo").read_text(), candidates_files()
     open_before = descriptors()
     ends, memory, seen, per_second = asyncio.run(soak(asked.home, asked.count, asked.slots, asked.seed))
     left = left_of(seen, mounts, open_before, files)
@@ -136,7 +143,6 @@ def main() -> int:
     for end, times in sorted(ends.items()):
         print(f"{times:7} {end}")
     quarter = len(memory) // 4
-    # Medians: now and then a memory bomb is caught in the act.
     early, late = statistics.median(memory[quarter:2 * quarter]), statistics.median(memory[-quarter:])
     failures = sum(times for end, times in ends.items() if end.startswith("SandboxError"))
     print(json.dumps({
