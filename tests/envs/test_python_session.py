@@ -98,7 +98,7 @@ def test_a_broken_sandbox_is_an_error_and_no_observation(env: Any, monkeypatch: 
     async def broken(home: str, settings: object) -> None:
         raise SandboxError("the engine is gone")
 
-    monkeypatch.setattr(python_session, "_shared_sandbox", broken)
+    monkeypatch.setattr(python_session, "shared_sandbox", broken)
     with pytest.raises(SandboxError, match="the engine is gone"):
         env.step(env.call("run", code="1"))
 
