@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from turncredit.trainer.head import score_tokens
+from turncredit.trainer import head
+from turncredit.trainer.head import MEASURES, Measures, score_tokens
+
+BF16_ERROR = 0.02  # relative; 2^-8 a rounding
 
 
 class LargestTensor(TorchDispatchMode):
@@ -39,17 +44,24 @@ def problem(tokens=7, vocabulary=11, width=5, seed=0, dtype=torch.float64, with_
     return hidden, weight, targets, draw(tokens, width) if with_teacher else None, bias
 
 
-def plainly(hidden, weight, targets, teacher_hidden=None, bias=None):
-    """Logprobs, entropy and KL(teacher || student) from whole logits."""
+def plainly(hidden, weight, targets, teacher_hidden=None, bias=None, teacher_weight=None, teacher_bias=None, b=0.5,
+            js_limit=torch.inf):
+    """Logprobs and every measure from whole logits, by their definitions."""
     offset = 0 if bias is None else bias
     student = torch.log_softmax(hidden @ weight.T + offset, -1)
-    logprobs = student[torch.arange(len(targets)), targets]
-    entropy = -(student.exp() * student).sum(-1)
-    kl = None
+    values = {"logprobs": student[torch.arange(len(targets)), targets],
+              "entropy": -(student.exp() * student).sum(-1)}
     if teacher_hidden is not None:
-        teacher = torch.log_softmax(teacher_hidden @ weight.T + offset, -1)
-        kl = (teacher.exp() * (teacher - student)).sum(-1)
-    return logprobs, entropy, kl
+        if teacher_weight is None:
+            teacher_weight, teacher_bias = weight.detach(), None if bias is None else bias.detach()
+        offset = 0 if teacher_bias is None else teacher_bias
+        teacher = torch.log_softmax(teacher_hidden @ teacher_weight.T + offset, -1).detach()
+        mixed = (b * teacher.exp() + (1 - b) * student.exp()).log()
+        entries = b * teacher.exp() * (teacher - mixed) + (1 - b) * student.exp() * (student - mixed)
+        values |= {"kl": (teacher.exp() * (teacher - student)).sum(-1),
+                   "reverse_kl": (student.exp() * (student - teacher)).sum(-1),
+                   "js": entries.clamp_max(js_limit).sum(-1)}
+    return values
 
 
 def close(got, expected):
@@ -57,27 +69,93 @@ def close(got, expected):
 
 
 @given(st.integers(0, 1000), st.integers(1, 9), st.booleans(), st.booleans())
-def test_logprobs_entropy_and_kl_equal_the_plain_computation(seed, chunk, with_bias, with_teacher):
+def test_every_measure_equals_the_plain_computation(seed, chunk, with_bias, with_teacher):
     inputs = problem(seed=seed, with_bias=with_bias, with_teacher=with_teacher)
-    scores = score_tokens(*inputs, chunk=chunk)
-    logprobs, entropy, kl = plainly(*inputs)
-    close(scores.logprobs, logprobs)
-    close(scores.entropy, entropy.detach())
-    if with_teacher:
-        close(scores.kl, kl.detach())
-    else:
-        assert scores.kl is None
+    scores = score_tokens(*inputs, chunk=chunk, measures=Measures(MEASURES))
+    expected = plainly(*inputs)
+    for name in ("logprobs", *MEASURES):
+        if name in expected:
+            close(getattr(scores, name), expected[name].detach())
+        else:
+            assert getattr(scores, name) is None
 
 
-@given(st.integers(0, 1000), st.integers(1, 9), st.booleans(), st.booleans())
-def test_gradients_of_hidden_weight_and_bias_equal_autograds(seed, chunk, with_bias, with_teacher):
-    hidden, weight, targets, teacher, bias = problem(seed=seed, with_bias=with_bias, with_teacher=with_teacher)
-    wanted = [t for t in (hidden, weight, bias) if t is not None]
-    upstream = torch.randn(len(targets), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    expected = torch.autograd.grad(plainly(hidden, weight, targets, teacher, bias)[0], wanted, upstream)
-    got = torch.autograd.grad(score_tokens(hidden, weight, targets, teacher, bias, chunk).logprobs, wanted, upstream)
-    for one, other in zip(got, expected):
+@given(st.integers(0, 1000), st.integers(1, 9), st.booleans(), st.sets(st.sampled_from(MEASURES)),
+       st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from([None, 0.02]))
+def test_gradients_of_hidden_weight_and_bias_equal_autograds(seed, chunk, with_bias, sloped, b, limit):
+    inputs = problem(seed=seed, with_bias=with_bias)
+    wanted = [t for t in (inputs[0], inputs[1], inputs[4]) if t is not None]
+    measures = Measures(MEASURES, sloped, mixture=b, js_limit=limit)
+    got = score_tokens(*inputs, chunk=chunk, measures=measures)
+    expected = plainly(*inputs, b=b, js_limit=limit or torch.inf)
+    generator = torch.Generator().manual_seed(seed)
+    upstream = {name: torch.randn(len(inputs[2]), generator=generator, dtype=torch.float64)
+                for name in ("logprobs", *sorted(sloped))}
+    losses = [sum((values[name] * g).sum() for name, g in upstream.items()) for values in (vars_of(got), expected)]
+    for one, other in zip(*(torch.autograd.grad(loss, wanted) for loss in losses)):
         close(one, other)
+
+
+def vars_of(scores):
+    return {name: getattr(scores, name) for name in ("logprobs", *MEASURES)}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_alone_has_its_gradient_and_the_logprob_none(name):
+    inputs = problem()
+    got = score_tokens(*inputs, measures=Measures([name], [name]))
+    close(torch.autograd.grad(getattr(got, name).sum(), inputs[0])[0],
+          torch.autograd.grad(plainly(*inputs)[name].sum(), inputs[0])[0])
+    assert [n for n in MEASURES if getattr(got, n) is not None] == [name]
+
+
+def test_the_teacher_may_be_another_model_of_the_same_vocabulary():
+    inputs = problem()
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64)
+                            for shape in ((7, 3), (11, 3), (11,)))
+    own = [inputs[0], inputs[1], inputs[2], hidden, inputs[4]]
+    got = score_tokens(*own, measures=Measures(MEASURES, MEASURES), teacher_weight=weight, teacher_bias=bias)
+    expected = plainly(*own, teacher_weight=weight, teacher_bias=bias)
+    for name in MEASURES:
+        close(getattr(got, name), expected[name])
+        close(*(torch.autograd.grad(v.sum(), inputs[1], retain_graph=True)[0]
+                for v in (getattr(got, name), expected[name])))
+
+
+def test_a_teacher_with_another_vocabulary_is_refused():
+    inputs = problem()
+    with pytest.raises(ValueError, match="vocabulary has 12 entries and the student's 11"):
+        score_tokens(*inputs, teacher_weight=torch.zeros(12, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"wanted": ["kll"]}, "'kll': it must be one of"), ({"with_gradient": ["js"]}, "'js', which is not wanted"),
+    ({"mixture": 1.0}, "it must lie between")])
+def test_measures_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Measures(**settings)
+
+
+def test_distributions_so_far_apart_that_they_underflow_stay_finite_in_value_and_gradient():
+    weight = torch.tensor([[800.0], [-800.0], [0.0]], dtype=torch.float64, requires_grad=True)
+    hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    scores = score_tokens(hidden, weight, torch.tensor([0]), -hidden.detach(), measures=Measures(MEASURES, MEASURES))
+    assert scores.kl.item() == pytest.approx(1600) and scores.js.item() == pytest.approx(math.log(2))
+    total = sum(value.sum() for value in vars_of(scores).values())
+    assert all(g.isfinite().all() for g in torch.autograd.grad(total, [hidden, weight]))
+
+
+def test_what_is_not_asked_for_is_not_computed(monkeypatch):
+    asked, projected = [], []
+    measure, project = head._measure, head._log_softmax
+    monkeypatch.setattr(head, "_measure", lambda name, *rest: asked.append(name) or measure(name, *rest))
+    monkeypatch.setattr(head, "_log_softmax", lambda *given: projected.append(given) or project(*given))
+    score_tokens(*problem(), measures=Measures(["js"]))
+    assert asked == ["js"] and len(projected) == 2
+    score_tokens(*problem(), measures=Measures(["entropy"]))  # the teacher is not needed
+    score_tokens(*problem(with_teacher=False), measures=Measures(["js"]))
+    assert asked == ["js", "entropy"] and len(projected) == 4
 
 
 def test_gradients_pass_finite_differences():
@@ -89,22 +167,38 @@ def test_gradients_pass_finite_differences():
 def test_float32_is_precise_to_1e_6():
     inputs = problem(tokens=64, vocabulary=300, width=32, dtype=torch.float32)
     scaled = [0.3 * inputs[0].detach(), inputs[1].detach(), inputs[2], 0.3 * inputs[3], inputs[4].detach()]
-    scores = score_tokens(*scaled, chunk=10)
+    scores = score_tokens(*scaled, chunk=10, measures=Measures(MEASURES))
     doubled = [t.double() if t.is_floating_point() else t for t in scaled]
-    for got, expected in zip((scores.logprobs, scores.entropy, scores.kl), plainly(*doubled)):
-        torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+    expected = plainly(*doubled)
+    for name in ("logprobs", *MEASURES):
+        torch.testing.assert_close(getattr(scores, name).double(), expected[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["logprobs", *MEASURES])
+def test_bfloat16_is_precise_to_its_rounding(name):
+    """Hidden states, weights and logits have 8 bits; what follows is float32, so that errors do not add up."""
+    inputs = problem(tokens=64, vocabulary=300, width=32, dtype=torch.bfloat16, with_bias=False)
+    hidden, weight, targets, teacher, _ = inputs
+    small = [(0.3 * hidden.detach()).requires_grad_(), weight, targets, 0.3 * teacher]
+    doubled = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in small]
+    got = getattr(score_tokens(*small, measures=Measures(MEASURES, MEASURES)), name)
+    expected = plainly(*doubled)[name]
+    assert got.dtype == torch.float32
+    assert (got.double() - expected).abs().max() <= BF16_ERROR * expected.abs().max()
+    for one, other in zip(torch.autograd.grad(got.sum(), small[:2]), torch.autograd.grad(expected.sum(), doubled[:2])):
+        assert (one.double() - other).norm() <= BF16_ERROR * other.norm()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 63, 64, 65, 512])
 def test_any_chunk_size_gives_the_same(chunk):
     inputs = problem(tokens=64)
-    once, again = score_tokens(*inputs, chunk=64), score_tokens(*inputs, chunk=chunk)
-    for name in ("logprobs", "entropy", "kl"):
+    once, again = (score_tokens(*inputs, chunk=size, measures=Measures(MEASURES)) for size in (64, chunk))
+    for name in ("logprobs", *MEASURES):
         close(getattr(once, name), getattr(again, name))
     close(*(torch.autograd.grad(s.logprobs.sum(), inputs[1])[0] for s in (once, again)))
 
 
-def test_entropy_and_kl_carry_no_gradient_and_none_flows_into_the_teacher():
+def test_no_measure_carries_a_gradient_unless_told_and_none_flows_into_the_teacher():
     hidden, weight, targets, teacher, bias = problem()
     teacher.requires_grad_()
     scores = score_tokens(hidden, weight, targets, teacher, bias)
@@ -117,14 +211,15 @@ def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_do():
     hidden, weight, targets, teacher, _ = problem(with_bias=False)
     frozen = weight.detach()
     got = torch.autograd.grad(score_tokens(hidden, frozen, targets, teacher).logprobs.sum(), hidden)[0]
-    close(got, torch.autograd.grad(plainly(hidden, frozen, targets)[0].sum(), hidden)[0])
+    close(got, torch.autograd.grad(plainly(hidden, frozen, targets)["logprobs"].sum(), hidden)[0])
 
 
 def test_no_tensor_of_tokens_by_vocabulary_is_made_forward_or_backward():
     tokens, vocabulary, width, chunk = 600, 500, 8, 32
     hidden, weight, targets, teacher, bias = problem(tokens, vocabulary, width)
     with LargestTensor() as largest:
-        score_tokens(hidden, weight, targets, teacher, bias, chunk).logprobs.sum().backward()
+        scores = score_tokens(hidden, weight, targets, teacher, bias, chunk, Measures(MEASURES, MEASURES))
+        sum(value.sum() for value in vars_of(scores).values()).backward()
     assert hidden.grad is not None and weight.grad is not None
     assert largest.elements <= max(chunk * vocabulary, tokens * width, vocabulary * width) < tokens * vocabulary / 10
 
@@ -132,7 +227,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made_forward_or_backward():
 def test_the_size_recorder_sees_whole_logits_where_they_are_made():
     hidden, weight, targets, _, bias = problem(600, 500, 8)
     with LargestTensor() as largest:
-        plainly(hidden, weight, targets, None, bias)[0].sum().backward()
+        plainly(hidden, weight, targets, None, bias)["logprobs"].sum().backward()
     assert largest.elements >= 600 * 500
 
 

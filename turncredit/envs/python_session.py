@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from turncredit.sandboxes.base import KilledBy, Limits, Result, Sandbox, SandboxError, Session
-from turncredit.verifiers.code import shared
+from turncredit.sandboxes.base import KilledBy, Limits, Result, SandboxError, Session
+from turncredit.verifiers.code.shared import begin, shared_sandbox, wait_for
 
 SHOWN = 2000  # characters of an observation; what is longer loses its middle
 _WHY = {KilledBy.WALL: "it ran longer than {limits.wall_s:g} s",
         KilledBy.CPU: "it used more than {limits.cpu_s:g} s of CPU time",
         KilledBy.MEMORY: "it used too much memory", KilledBy.SIGNAL: "it crashed"}
-T = TypeVar("T")
 _GONE = "A new interpreter was started: variables, imports and files that you made are gone."
 
 
@@ -37,7 +35,7 @@ class PythonSession:
         Raises:
             UserError: it cannot be opened here, or a setting is wrong.
         """
-        _wait(_shared_sandbox(self.home, self.settings))
+        wait_for(shared_sandbox(self.home, self.settings))
 
     def run(self, code: str, files: Callable[[], Mapping[str, bytes]]) -> str:
         """Run a cell and say what came of it.
@@ -51,7 +49,7 @@ class PythonSession:
         fresh = self._session is None
         session = self._session or self._start(files())
         try:
-            result = _wait(session.run(code))
+            result = wait_for(session.run(code))
         except SandboxError:
             # An interpreter that had cells may have been ended by them, between the cells too: with threads, or
             # os._exit. That is the agent's doing as long as a new one starts; else an agent could void an episode.
@@ -75,7 +73,7 @@ class PythonSession:
 
     def _start(self, files: Mapping[str, bytes]) -> Session:
         async def start() -> Session:
-            session = await (await _shared_sandbox(self.home, self.settings)).session(limits=self.limits)
+            session = await (await shared_sandbox(self.home, self.settings)).session(limits=self.limits)
             try:
                 for path, data in files.items():
                     await session.write_file(path, data)
@@ -84,7 +82,7 @@ class PythonSession:
                 raise
             return session
 
-        session = self._session = _wait(start())
+        session = self._session = wait_for(start())
         # also where an environment that hangs is dropped without `close`
         self._finalizer = finalizer = weakref.finalize(self, _end, session)
         finalizer.atexit = False  # the shared sandbox has its own end
@@ -104,26 +102,6 @@ def _shortened(text: str) -> str:
     return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
 
 
-def _wait(coroutine: Coroutine[Any, Any, T]) -> T:
-    return shared._sandboxes()._wait(coroutine)
-
-
 def _end(session: Session) -> None:
-    """Close a session from any thread, the garbage collector's too: it must not wait there."""
-    loop = shared._sandboxes()._loop
-    if loop.is_running():
-        asyncio.run_coroutine_threadsafe(session.close(), loop)
-
-
-async def _shared_sandbox(home: str, settings: dict[str, Any]) -> Sandbox:
-    """The sandbox in which the judge runs too, opened at first use."""
-    opened = shared._sandboxes()._opened
-    key = (home, *sorted((name, repr(value)) for name, value in settings.items()))
-    if key not in opened:
-        opened[key] = asyncio.get_running_loop().create_task(Sandbox.open(home, **settings))
-    opening = opened[key]
-    try:
-        return await asyncio.shield(opening)
-    except Exception:
-        opened.pop(key, None)
-        raise
+    """Close a session from any thread, the garbage collector's too."""
+    begin(session.close())

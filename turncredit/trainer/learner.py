@@ -162,6 +162,7 @@ class Learner:
         loss, details = policy_loss(logprobs, to_rows(old, batch, len(part))[0], advantages, mask, weights,
                                     self.algorithm.clip_low, self.algorithm.clip_high, self.algorithm.normalize, count)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        assert scores.entropy is not None, "it is among the measures by default"
         statistics.add(entropy=scores.entropy, ratio=details["ratio"][mask], clipped=details["clipped"][mask].float(),
                        drift=(scores.logprobs.detach() - old).abs())
         return float(loss.detach())

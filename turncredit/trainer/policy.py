@@ -16,7 +16,7 @@ from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import ModelConfig
 from turncredit.errors import UserError
 from turncredit.trainer.batch import Batch
-from turncredit.trainer.head import TokenScores, score_tokens
+from turncredit.trainer.head import Measures, TokenScores, score_tokens
 
 
 class Policy:
@@ -76,15 +76,30 @@ class Policy:
         chosen: Tensor = states[batch.rows, batch.columns]
         return chosen
 
-    def scores(self, batch: Batch, teacher: Batch | None = None) -> TokenScores:
-        """Logprobs and entropy of the generated tokens, [generated], and the KL of the teacher's contexts if given."""
-        teacher_hidden = None
-        if teacher is not None:
+    def scores(self, batch: Batch, conditioned: Batch | None = None, measures: Measures | None = None,
+               teacher: Policy | None = None) -> TokenScores:
+        """Logprobs and other measures of the generated tokens, [generated].
+
+        Args:
+            batch: what the student reads.
+            conditioned: what the teacher reads, with the same generated tokens; None for no teacher.
+            measures: what else is computed; by default entropy and, with a teacher, its KL, both without gradient.
+            teacher: another policy of the same vocabulary that takes the teacher's part; by default this one.
+        """
+        teacher_hidden = teacher_weight = teacher_bias = None
+        if conditioned is not None:
+            teacher = teacher or self
             with torch.no_grad():
-                teacher_hidden = self.hidden(teacher)
-        hidden = self.hidden(batch)
-        bias = getattr(self.head, "bias", None)
-        return score_tokens(hidden, self.head.weight.to(hidden.dtype), batch.targets, teacher_hidden, bias)
+                teacher_hidden = teacher.hidden(conditioned)
+                teacher_weight, teacher_bias = teacher.output(teacher_hidden.dtype)
+        hidden = self.hidden(batch)  # after the teacher, so that its activations do not stand beside these
+        weight, bias = self.output(hidden.dtype)
+        return score_tokens(hidden, weight, batch.targets, teacher_hidden, bias, measures=measures,
+                            teacher_weight=teacher_weight, teacher_bias=teacher_bias)
+
+    def output(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The head's weight [vocabulary, width] in that precision, and its bias [vocabulary]."""
+        return self.head.weight.to(dtype), getattr(self.head, "bias", None)
 
     def precision(self) -> AbstractContextManager[Any]:
         """bf16 autocast where the device has it and the configuration leaves it open."""

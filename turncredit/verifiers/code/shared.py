@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401  # registers its own end first, so that it comes after ours
+import concurrent.futures.thread  # which registers its own end first, so that it comes after ours
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from turncredit.sandboxes.base import Sandbox
@@ -28,11 +28,45 @@ def judge_code(program: str, tests: CodeTests, home: str = "local", **settings: 
         UserError: the sandbox cannot be opened here.
         RuntimeError: called from a coroutine: await `judge_in` there.
     """
+    async def judge() -> CodeReport:
+        return await judge_in(await shared_sandbox(home, settings), program, tests)
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _sandboxes().judge(program, tests, home, settings)
+        return wait_for(judge())
     raise RuntimeError("judge_code blocks: inside a coroutine, await judge_in(sandbox, program, tests)")
+
+
+def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in the shared sandboxes' thread, and wait for its result in this one."""
+    future = _sandboxes().submit(coroutine)
+    try:
+        return future.result()
+    except BaseException:  # KeyboardInterrupt too: what was asked for is no longer wanted
+        future.cancel()
+        raise
+
+
+def begin(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Start a coroutine in the shared sandboxes' thread without waiting; nothing where they are closed already.
+
+    For the garbage collector, which may run in that very thread.
+    """
+    sandboxes = _sandboxes()
+    if sandboxes.running:
+        sandboxes.submit(coroutine)
+    else:
+        coroutine.close()
+
+
+async def shared_sandbox(home: str, settings: Mapping[str, object]) -> Sandbox:
+    """Return this process's sandbox of that home and settings, opened at first use. Only inside `wait_for`.
+
+    Raises:
+        UserError: it cannot be opened here.
+    """
+    return await _sandboxes().sandbox(home, settings)
 
 
 class _SharedSandboxes:
@@ -45,29 +79,23 @@ class _SharedSandboxes:
         self._thread = threading.Thread(target=self._loop.run_forever, name="code judge", daemon=True)
         self._thread.start()
 
-    def judge(self, program: str, tests: CodeTests, home: str, settings: dict[str, object]) -> CodeReport:
-        """Judge in this object's thread, and wait for the report."""
-        return self._wait(self._judge(program, tests, home, settings))
+    @property
+    def running(self) -> bool:
+        return self._loop.is_running()
 
-    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # KeyboardInterrupt too: what was asked for is no longer wanted
-            future.cancel()
-            raise
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    async def _judge(self, program: str, tests: CodeTests, home: str, settings: dict[str, object]) -> CodeReport:
+    async def sandbox(self, home: str, settings: Mapping[str, object]) -> Sandbox:
         key = (home, *sorted((name, repr(value)) for name, value in settings.items()))
         if key not in self._opened:
             self._opened[key] = self._loop.create_task(Sandbox.open(home, **settings))
         opening = self._opened[key]
         try:
-            sandbox = await asyncio.shield(opening)
+            return await asyncio.shield(opening)
         except Exception:
             self._opened.pop(key, None)  # the next call tries again
             raise
-        return await judge_in(sandbox, program, tests)
 
     async def _close_sandboxes(self) -> None:
         opened = [await task for task in self._opened.values() if not task.cancelled()]
@@ -77,7 +105,7 @@ class _SharedSandboxes:
     def close(self) -> None:
         if self.pid != os.getpid():
             return  # a fork has neither the thread nor the right to end its parent's sandboxes
-        self._wait(self._close_sandboxes())
+        self.submit(self._close_sandboxes()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
