@@ -20,7 +20,7 @@ from turncredit.envs.pantry import GOODS, OOD_GOODS
 from turncredit.errors import UserError
 
 # Those that need a data file or a sandbox have tests of their own.
-ELSEWHERE = ("Questions", "Code", "MathPython", "DataAnalysis")
+ELSEWHERE = ("Questions", "Code", "MathPython", "DataAnalysis", "WebShop")
 GENERATED = [id for id in list_envs() if id.startswith("turncredit/") and not any(name in id for name in ELSEWHERE)]
 CASES = [(id, level, split) for id in GENERATED for split in SPLITS
          for level in range(1, turncredit.make(id).unwrapped.levels + 1)]  # type: ignore[attr-defined]
