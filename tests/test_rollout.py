@@ -129,6 +129,9 @@ class Recording:
         self.batches.append(len(requests))
         return samples
 
+    def forget(self) -> None:
+        self.engine.forget()
+
 
 TEMPLATES = {"chatml": "exact", "llama3": "exact", "mistral": "exact", "mistral_system": "exact",
              "qwen3": "as-sampled"}
