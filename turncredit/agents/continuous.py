@@ -109,7 +109,8 @@ class ContinuousBatch:
         coming = self._choose(len(gaps))
         # Of those with the same context, and nothing kept, one is read; the others take over what was read.
         first: dict[bytes, _Sequence] = {}
-        readers, followers = [], []
+        readers: list[_Sequence] = []
+        followers: list[_Sequence] = []
         for one in coming:
             self._look_up(one)
             follows = not one.kept.pieces and first.setdefault(one.context.tobytes(), one) is not one
