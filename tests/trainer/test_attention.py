@@ -147,3 +147,25 @@ def test_the_last_token_of_a_block_reads_the_last_key_and_none_reads_a_later_one
     assert Packing(()).mask(2, 4, None, torch.device("cpu")).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert Packing(()).mask(2, 4, 2, torch.device("cpu")).int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 1]]
     assert Packing(()).mask(4, 4, None, torch.device("cpu")) is None  # the plain triangle
+
+
+def test_the_mask_that_gpus_take_without_making_it_is_the_same(monkeypatch):
+    """On a CPU torch makes it after all, and so shows what it means."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    blocks = (Block(0, 3), Block(3, 5, 0, 3), Block(5, 9, 0, 3))
+    expected = packed_attention(query, key, value, Packing(blocks))
+    mask = Packing.mask
+    monkeypatch.setattr(Packing, "mask", lambda self, queries, keys, window, device: mask(
+        self, queries, keys, window, torch.device("cuda")))
+    torch.testing.assert_close(packed_attention(query, key, value, Packing(blocks)), expected)
+
+
+def test_under_autocast_norms_may_leave_queries_in_float32(policy_of, monkeypatch):
+    monkeypatch.setattr(Policy, "precision", lambda self: torch.autocast("cpu", torch.bfloat16))
+    one = made(policy_of, "Qwen3ForCausalLM", torch.float32, **GROUPED, head_dim=8)
+    assert one.packs
+    hidden = one.hidden(make_batch(sequences()))
+    monkeypatch.undo()
+    expected = one.hidden(make_batch(sequences()))
+    assert 1e-4 * expected.norm() < (hidden - expected).norm() < 0.05 * expected.norm()

@@ -71,6 +71,8 @@ def install(model: Any) -> bool:
             whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
             return whole
         packing.calls += 1
+        # Under autocast a norm may have left queries and keys in float32.
+        query, key = query.to(value.dtype), key.to(value.dtype)
         return packed_attention(query, key, value, packing, options.get("scaling"), options.get("sliding_window")), None
 
     config = model.config.get_text_config()
