@@ -25,10 +25,11 @@ class PackedLinears:
     def __init__(self, model: nn.Module, max_bytes: int) -> None:
         large = [m for m in model.modules() if type(m) is nn.Linear and m.weight.numel() >= SMALLEST
                  and m.weight.device.type == "cpu" and m.weight.dtype == torch.float32]
+        mkldnn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
         self._layers: list[_Packed] = []
         for layer in sorted(large, key=lambda m: -m.weight.numel()):
             max_bytes -= layer.weight.nbytes
-            if torch.backends.mkldnn.is_available() and max_bytes >= 0:
+            if mkldnn and max_bytes >= 0:
                 self._layers.append(_Packed(layer))
 
     @contextmanager
@@ -36,7 +37,7 @@ class PackedLinears:
         """The model computes with the packed weights."""
         for packed in self._layers:
             packed.refresh()
-            packed.layer.forward = packed.forward  # type: ignore[assignment]  # for as long as it is used
+            packed.layer.forward = packed.forward  # type: ignore[method-assign]  # for as long as it is used
         try:
             yield
         finally:
