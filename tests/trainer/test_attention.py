@@ -10,7 +10,7 @@ import transformers
 
 from turncredit.config import ModelConfig
 from turncredit.episode import Segment
-from turncredit.trainer import attention, policy
+from turncredit.trainer import attention
 from turncredit.trainer.attention import Block, Packing, packed_attention
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.policy import Policy
@@ -60,8 +60,6 @@ def states_and_gradient(one, batch):
 def apart(one, segments):
     """The same, each sequence in a pass of its own, through transformers' own attention."""
     plain = copy.deepcopy(one.model)
-    if one.packs:
-        plain.set_attn_implementation("sdpa")
     hidden = []
     for sequence in segments:
         ids = torch.tensor([int(t) for s in sequence for t in s.token_ids])
@@ -131,16 +129,13 @@ def test_a_packing_that_is_wrong_is_found_out(broken, policy_of, monkeypatch):
     monkeypatch.setattr(attention, "packed_attention", wrong)
     one = policy_of()
     assert not Policy(one.model, one.tokenizer, one.config).packs
-    assert policy.install(one.model)
 
 
-def test_without_a_packing_attention_is_transformers_own(policy_of):
+def test_outside_of_the_trainers_passes_a_models_attention_is_its_own(policy_of):
     one = policy_of()
-    ids = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    got = one.model(input_ids=ids, attention_mask=mask).logits
-    one.model.set_attn_implementation("sdpa")
-    assert torch.equal(got[:, 2:], one.model(input_ids=ids, attention_mask=mask).logits[:, 2:])
+    one.checkpoint_layers()
+    states_and_gradient(one, make_batch(sequences()))
+    assert one.packs and one.model.config._attn_implementation == "sdpa"
 
 
 def test_the_last_token_of_a_block_reads_the_last_key_and_none_reads_a_later_one_or_outside_of_the_window():
