@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turncredit.agents import Request, Sampling, TransformersEngine
-from turncredit.agents.transformers_engine import draw
+from turncredit.agents.draw import draw
 from turncredit.errors import UserError
 
 PLAIN = Sampling()

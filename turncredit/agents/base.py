@@ -32,6 +32,7 @@ class Request:
     context: Sequence[int]  # [tokens]
     max_new_tokens: int
     seed: int
+    episode: int | None = None  # whose turn it is: an engine may keep what it computed for the episode's next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[int]) -> list[Sample]:
         """One sample a request, in their order."""
+
+    def forget(self) -> None:
+        """Drop what is kept of episodes: none is running any more."""
 
 
 class Actor(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from turncredit.agents.base import Engine, Request, Sample, Sampling
@@ -43,13 +44,15 @@ class EngineAgent:
 
     def _ask(self, seat: int, request: Request) -> asyncio.Future[Sample]:
         answer: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
-        self._waiting[seat] = (request, answer)
+        self._waiting[seat] = (replace(request, episode=seat), answer)
         self._sample_if_all_wait()
         return answer
 
     def _leave(self, seat: int) -> None:
         self._running -= 1
         self._waiting.pop(seat, None)  # where the episode was cancelled while it waited
+        if not self._running:  # each rollout starts from nothing, so that a resumed run does what the whole one did
+            self._thread.submit(self.engine.forget)
         self._sample_if_all_wait()
 
     def _sample_if_all_wait(self) -> None:

@@ -57,6 +57,8 @@ class Learner:
     def __init__(self, policy: Policy, algorithm: Algorithm, trainer: TrainerConfig, teacher: TeacherConfig,
                  seed: int) -> None:
         self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
+        if trainer.gradient_checkpointing:
+            policy.checkpoint_layers()
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=trainer.lr, betas=trainer.betas,
                                            weight_decay=trainer.weight_decay)
 

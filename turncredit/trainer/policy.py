@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from turncredit.agents.base import Sampling
 from turncredit.agents.chat import ChatFormat
@@ -40,6 +43,7 @@ class Policy:
         self.chat = ChatFormat(tokenizer, config.history, config.template_options)
         self.device: torch.device = model.device
         self.max_context = int(model.config.max_position_embeddings)
+        self._checkpointed: list[Any] = []
         self._refuse_unusual_head()
 
     @classmethod
@@ -68,9 +72,27 @@ class Policy:
         """An agent that samples from these weights as they stand."""
         return EngineAgent(TransformersEngine(self.model, max_batch, self.precision), self.chat, sampling)
 
+    def checkpoint_layers(self) -> None:
+        """From now on a backward pass computes each layer again, from its input, instead of keeping what is in it.
+
+        Raises:
+            UserError: the model cannot.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not layers:
+            raise UserError(f"trainer.gradient_checkpointing is true: {type(self.model).__name__} has no layers that "
+                            "can be checkpointed; set it to false")
+        for layer in layers:
+            layer.gradient_checkpointing = True
+            # Nothing is drawn within a layer: dropout is off.
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        self._checkpointed = layers
+
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states from which the generated tokens are predicted, [generated, width]."""
-        with self.precision():
+        with self.precision(), self._checkpointing():
             states = self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention.long(),
                                            use_cache=False).last_hidden_state
         chosen: Tensor = states[batch.rows, batch.columns]
@@ -106,6 +128,18 @@ class Policy:
         if self.config.dtype == "auto" and self.device.type == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """transformers checkpoints layers in training mode: the layers alone are put into it, not what is in them."""
+        layers = self._checkpointed if torch.is_grad_enabled() else []
+        for layer in layers:
+            layer.training = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer, as transformers loads them."""
