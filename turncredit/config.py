@@ -89,7 +89,10 @@ class RolloutConfig(Strict):
     episode_tokens: int = Field(1024, ge=1, description="tokens that the agent may generate in an episode")
     context_tokens: int = Field(4096, ge=16)
     step_timeout_s: float = Field(60.0, gt=0)
+    engine_timeout_s: float = Field(1800.0, gt=0, description="the longest wait for the engine's next answer")
     max_batch: int = Field(64, ge=1, description="sequences sampled side by side")
+    schedule: Literal["lockstep", "asynchronous"] = Field(
+        "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:

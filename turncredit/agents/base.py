@@ -58,6 +58,20 @@ class Engine(Protocol):
         """Drop what is kept of episodes: none is running any more."""
 
 
+class Stream(Protocol):
+    """An engine that takes requests in while it samples others."""
+
+    @property
+    def unfinished(self) -> int:
+        """Requests whose samples are still to come."""
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        """Take requests in; returns the numbers under which their samples will come."""
+
+    def step(self) -> list[tuple[int, Sample]]:
+        """Go on for a moment; (number, sample) of those that came to their end."""
+
+
 class Actor(Protocol):
     """Acts in one episode."""
 

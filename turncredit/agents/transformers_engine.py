@@ -12,10 +12,11 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from turncredit.agents.base import Request, Sample, Sampling
+from turncredit.agents.base import Request, Sample, Sampling, Stream
 from turncredit.agents.continuous import ContinuousBatch
 from turncredit.agents.kept import KeyValueShape
 from turncredit.agents.plain_batch import sample_plainly
+from turncredit.agents.streams import Batches
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,14 @@ class TransformersEngine:
                                                      stop_ids)]
             return self._generate(self._batch, requests, sampling, stop_ids)
 
+    def stream(self, sampling: Sampling, stop_ids: Sequence[int]) -> Stream:
+        """Requests that come at any time, each of which gets a row as soon as there is one."""
+        self._try_once()
+        if self._batch is None:
+            return Batches(self, sampling, stop_ids)
+        self._batch.draw_from(sampling, stop_ids)
+        return _Stream(self, self._batch)
+
     def forget(self) -> None:
         """Drop what is kept of episodes."""
         if self._batch is not None:
@@ -68,9 +77,7 @@ class TransformersEngine:
 
     def _generate(self, batch: ContinuousBatch, requests: Sequence[Request], sampling: Sampling,
                   stop_ids: Sequence[int]) -> list[Sample]:
-        if self._weights != (weights := self._stamp()):
-            batch.forget()  # what other weights have read
-            self._weights = weights
+        self._forget_other_weights(batch)
         batch.draw_from(sampling, stop_ids)
         samples: dict[int, Sample] = {}
         try:
@@ -81,6 +88,12 @@ class TransformersEngine:
             batch.forget()  # a step broke off half-way
             raise
         return [samples[number] for number in numbers]
+
+    def _forget_other_weights(self, batch: ContinuousBatch) -> None:
+        """Drop what other weights have read."""
+        if self._weights != (weights := self._stamp()):
+            batch.forget()
+            self._weights = weights
 
     @contextmanager
     def _ready(self) -> Iterator[None]:
@@ -160,3 +173,27 @@ class TransformersEngine:
         if device.type == "cuda":
             return int(torch.cuda.mem_get_info(device)[0]) // 4
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+class _Stream:
+    """The engine's rows as a stream."""
+
+    def __init__(self, engine: TransformersEngine, batch: ContinuousBatch) -> None:
+        self._engine, self._batch = engine, batch
+
+    @property
+    def unfinished(self) -> int:
+        return self._batch.unfinished
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        if not self.unfinished:
+            self._engine._forget_other_weights(self._batch)
+        return self._batch.add(requests)
+
+    def step(self) -> list[tuple[int, Sample]]:
+        try:
+            with self._engine._ready():
+                return self._batch.step()
+        except BaseException:
+            self._batch.forget()  # a step broke off half-way
+            raise

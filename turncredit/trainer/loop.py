@@ -55,7 +55,7 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     run.forget_from(first)
 
     sampler = TaskSampler(config.envs, config.seed)
-    agent = policy.agent(max_batch=config.rollout.max_batch)
+    agent = policy.agent(None, config.rollout.max_batch, config.rollout.schedule, config.rollout.engine_timeout_s)
     agent.engine.policy_version = first
     rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
     health = _Health(config)
@@ -120,7 +120,8 @@ def budget_of(r: RolloutConfig) -> Budget:
 def evaluate_policy(config: Config, policy: Policy) -> list[Score]:
     """Evaluate on `evaluation.envs`, with tasks and draws that are the same at each call."""
     wanted = config.evaluation
-    agent = policy.agent(Sampling(wanted.temperature, wanted.top_p), config.rollout.max_batch)
+    agent = policy.agent(Sampling(wanted.temperature, wanted.top_p), config.rollout.max_batch,
+                         config.rollout.schedule, config.rollout.engine_timeout_s)
     rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
     scores = evaluate(rollout, wanted.envs, wanted.tasks, wanted.k, seed_of(config.seed, "evaluation"),
                       side_by_side=config.rollout.max_batch)

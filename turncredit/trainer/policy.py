@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from turncredit.agents.asynchronous import AsynchronousAgent
 from turncredit.agents.base import Sampling
 from turncredit.agents.chat import ChatFormat
 from turncredit.agents.engine_agent import EngineAgent
@@ -68,9 +69,11 @@ class Policy:
         """The output projection: `weight` [vocabulary, width], maybe `bias`."""
         return self.model.get_output_embeddings()
 
-    def agent(self, sampling: Sampling | None = None, max_batch: int = 64) -> EngineAgent:
+    def agent(self, sampling: Sampling | None = None, max_batch: int = 64, schedule: str = "lockstep",
+              timeout_s: float = 1800.0) -> EngineAgent | AsynchronousAgent:
         """An agent that samples from these weights as they stand."""
-        return EngineAgent(TransformersEngine(self.model, max_batch, self.precision), self.chat, sampling)
+        kind = AsynchronousAgent if schedule == "asynchronous" else EngineAgent
+        return kind(TransformersEngine(self.model, max_batch, self.precision), self.chat, sampling, timeout_s)
 
     def checkpoint_layers(self) -> None:
         """From now on a backward pass computes each layer again, from its input, instead of keeping what is in it.
