@@ -98,8 +98,8 @@ def make_credit(policy: Policy, shape: Shape) -> Credit:
 
 
 def micro_batches(shape: Shape, credit: Credit) -> list[list[CreditedEpisode]]:
-    """Of equal size, since all episodes have one length; as many as the trainer makes of padded batches."""
-    size = max(1, shape.micro_batch_tokens // credit.episodes[0].padded_length)
+    """Of equal size, since all episodes have one length: as many as fit with a teacher's prompt each."""
+    size = max(1, shape.micro_batch_tokens // (2 * shape.response + shape.prompt))
     return [credit.episodes[i:i + size] for i in range(0, len(credit.episodes), size)]
 
 

@@ -119,7 +119,7 @@ class TrainerConfig(Strict):
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     clip_norm: float = Field(1.0, gt=0)
-    micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens in one forward pass")
+    micro_batch_tokens: int = Field(16_384, ge=1, description="tokens in one forward pass")
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

@@ -114,7 +114,7 @@ def test_a_tokenizer_cannot_be_learnt_from_an_environment_without_a_scripted_sol
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_conversations_has_its_own_solution_as_reference_in_the_system_prompt(
-        share, fresh_policy, calculator_config):
+        share, fresh_policy, calculator_config, sequences_read):
     config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0"}], "steps": 12, "batch": 8,
                                           "demonstrations": 16, "with_reference": share})
     policy = fresh_policy(config)
@@ -125,13 +125,10 @@ def test_a_share_of_the_conversations_has_its_own_solution_as_reference_in_the_s
         plain[tuple(e.token_ids.tolist())] = response
         system = conditioned_system(e.system, GUIDE, reference_text(e))
         conditioned[(*policy.chat.first_prompt(system, e.prompt), *response)] = response
-    read = []
-    policy.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.extend(tuple(row[mask.bool()].tolist()) for row, mask in
-                                                 zip(kwargs["input_ids"], kwargs["attention_mask"])), with_kwargs=True)
+    read = sequences_read(policy)
     warm_start(config, policy, lambda *_: None)
-    assert len(read) == 12 * 8 and all(sequence in plain or sequence in conditioned for sequence in read)
-    assert np.mean([sequence in conditioned for sequence in read]) == pytest.approx(share, abs=0.15)
+    assert len(read) == 12 * 8 and all(sequence in plain or sequence in conditioned for sequence, _ in read)
+    assert np.mean([sequence in conditioned for sequence, _ in read]) == pytest.approx(share, abs=0.15)
 
 
 # Learning.
@@ -237,8 +234,8 @@ def test_a_head_with_a_bias_is_trained_with_it(fresh_policy, calculator_config):
     episode = demonstrations(config.warmstart, policy.chat, "plain", 1, config.seed)[0]
     batch = make_batch([episode.segments])
     with torch.no_grad():
-        log_p = torch.log_softmax(policy.model(batch.input_ids).logits[0], -1)
-    expected = -float(log_p[batch.columns, batch.targets].mean())
+        log_p = torch.log_softmax(policy.model(batch.input_ids[None]).logits[0], -1)
+    expected = -float(log_p[batch.scored, batch.targets].mean())
     bias, losses = model.lm_head.bias.detach().clone(), []
     warm_start(config, policy, lambda step, loss, success: losses.append(loss))
     assert losses[0] == pytest.approx(expected, rel=1e-4)
@@ -258,18 +255,16 @@ def test_it_stops_once_the_policy_solves_the_share_that_was_asked_for(policy_of,
         assert [step for step, _, _ in seen] == list(range(9)) and [s for _, _, s in seen][2] == 0
 
 
-def test_demonstrations_that_the_model_cannot_read_are_left_out(policy_of, calculator_config):
+def test_demonstrations_that_the_model_cannot_read_are_left_out(policy_of, calculator_config, sequences_read):
     config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0", "arguments": {"level": 1}},
                                                    {"id": "turncredit/Calculator-v0", "arguments": {"level": 4}}],
                                           "steps": 2, "batch": 4, "with_reference": 0, "demonstrations": 32})
     policy = policy_of()
     lengths = sorted(len(e.token_ids) for e in demonstrations(config.warmstart, policy.chat, "plain", 32, 0))
     policy.max_context = lengths[16]
-    read = []
-    policy.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    read = sequences_read(policy)
     warm_start(config, policy, lambda *_: None)
-    assert lengths[0] <= max(read) <= lengths[16] < lengths[-1]
+    assert lengths[0] <= max(len(sequence) for sequence, _ in read) <= lengths[16] < lengths[-1]
     policy.max_context = lengths[0] - 1
     with pytest.raises(UserError, match=f"context of {lengths[0] - 1} tokens"):
         warm_start(config, policy, lambda *_: None)

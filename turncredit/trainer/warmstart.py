@@ -129,7 +129,7 @@ def _supervised_step(policy: Policy, optimizer: torch.optim.Optimizer, conversat
     """One step on the mean negative logprob of the demonstrations' own tokens, with smoothed labels."""
     total = sum(len(s.token_ids) for c in conversations for s in c if s.generated)
     loss = 0.0
-    for part in pack_by_tokens([sum(len(s.token_ids) for s in c) for c in conversations], budget):
+    for part in pack_by_tokens([[c] for c in conversations], budget):
         batch = make_batch([conversations[i] for i in part]).to(policy.device)
         part_loss = -_smoothed_logprobs(policy, batch, smoothing).sum() / total
         part_loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
