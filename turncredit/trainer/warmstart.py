@@ -145,8 +145,8 @@ def _smoothed_logprobs(policy: Policy, batch: Batch, smoothing: float) -> Tensor
 
     The mean needs no logits: it is the hidden state times the head's mean row, less the log of the partition sum.
     """
-    hidden, head = policy.hidden(batch), policy.head
-    weight, bias = head.weight.to(hidden.dtype), getattr(head, "bias", None)
+    hidden = policy.hidden(batch)
+    weight, bias = policy.output(hidden.dtype)
     logprobs = score_tokens(hidden, weight, batch.targets, bias=bias).logprobs
     if not smoothing:
         return logprobs
