@@ -123,6 +123,7 @@ class TrainerConfig(Strict):
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
     refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
     silent_steps: int = Field(50, ge=1, description="updates in a row without any signal before the run stops")
 

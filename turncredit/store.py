@@ -3,6 +3,7 @@
     runs/NAME/config.yaml           the configuration
     runs/NAME/episodes/*.parquet    a file a group, put there whole: pandas.read_parquet("runs/NAME/episodes")
     runs/NAME/metrics.jsonl         a line a step: pandas.read_json("runs/NAME/metrics.jsonl", lines=True)
+    runs/NAME/credit/*.parquet      a file a step, a row a generated token: what it earned, and why
     runs/NAME/checkpoints/step-…    what `--resume` continues from
 """
 
@@ -129,11 +130,12 @@ class RunFolder:
         self.path = path
         self.episodes = path / "episodes"
         self.metrics = path / "metrics.jsonl"
+        self.credit = path / "credit"
         self.checkpoints = path / "checkpoints"
 
     def create(self) -> RunFolder:
         """Make the folders, and clear away what a killed writer left half done."""
-        for folder in (self.path, self.episodes, self.checkpoints):
+        for folder in (self.path, self.episodes, self.credit, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
             for unfinished in folder.glob(".writing-*"):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
@@ -162,8 +164,8 @@ class RunFolder:
 
     def forget_from(self, step: int) -> None:
         """Drop what belongs to `step` and later: a resumed run does these steps again."""
-        for file in self.episodes.glob("step-*.parquet"):
-            if int(file.name.split("-")[1]) >= step:
+        for file in [*self.episodes.glob("step-*.parquet"), *self.credit.glob("step-*.parquet")]:
+            if int(file.stem.split("-")[1]) >= step:
                 file.unlink()
         kept = [line for line in self.read_metrics() if line["step"] < step]
         text = "".join(json.dumps(line) + "\n" for line in kept)

@@ -20,6 +20,7 @@ from turncredit.trainer.batch import Batch, make_batch, pack_by_tokens, to_rows
 from turncredit.trainer.head import TokenScores
 from turncredit.trainer.loss import policy_loss
 from turncredit.trainer.policy import Policy
+from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.teacher import GUIDE, teacher_context
 
 COUNTED = ("episodes without reward", "groups dropped", "groups without signal", "references shortened",
@@ -34,6 +35,7 @@ class CreditedEpisode:
     kind: str
     advantage: float
     teacher_prompt: Segment | None = None
+    reference: str | None = None  # the id of the episode that its teacher has seen
 
     @property
     def readings(self) -> list[list[Segment]]:
@@ -97,7 +99,7 @@ class Learner:
             counts["references that did not fit"] += 1
             return one
         counts["references shortened"] += context.shortened
-        one.teacher_prompt = context.prompt
+        one.teacher_prompt, one.reference = context.prompt, judged[reference].id
         return one
 
     @torch.no_grad()
@@ -120,8 +122,12 @@ class Learner:
 
     # Update.
 
-    def update(self, credit: Credit, step: int) -> dict[str, Any]:
-        """One optimiser step on the whole batch. A non-finite loss or gradient leaves the weights as they are."""
+    def update(self, credit: Credit, step: int, record: TokenRecord | None = None) -> dict[str, Any]:
+        """One optimiser step on the whole batch. A non-finite loss or gradient leaves the weights as they are.
+
+        Args:
+            record: takes down what each token earned.
+        """
         episodes = credit.episodes
         statistics = _Statistics()
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,7 +137,7 @@ class Learner:
             sum(one.episode.generated_count for one in episodes))
         loss = 0.0
         for part in self._micro_batches(episodes):
-            loss += self._accumulate([episodes[i] for i in part], count, statistics)
+            loss += self._accumulate([episodes[i] for i in part], count, statistics, record)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * learning_rate_factor(self.settings, step)
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
@@ -150,7 +156,8 @@ class Learner:
             batches += [[chosen[i] for i in part] for part in parts]
         return batches
 
-    def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: _Statistics) -> float:
+    def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: _Statistics,
+                    record: TokenRecord | None) -> float:
         scores, batch = self._scores(part)
         logprobs, mask = to_rows(scores.logprobs, batch, len(part))
         old = torch.from_numpy(np.concatenate([one.episode.logprobs for one in part])).to(logprobs)
@@ -166,6 +173,13 @@ class Learner:
         assert scores.entropy is not None, "it is among the measures by default"
         statistics.add(entropy=scores.entropy, ratio=details["ratio"][mask], clipped=details["clipped"][mask].float(),
                        drift=(scores.logprobs.detach() - old).abs())
+        if record is not None:
+            sizes = mask.sum(1)
+            taken = {"advantage": advantages.repeat_interleave(sizes), "ratio": details["ratio"][mask],
+                     "student_logprob": scores.logprobs}
+            if weights is not None:
+                taken |= {"kl": scores.kl, "weight": weights[mask]}
+            record.add(part, {name: value.detach().float().cpu().numpy() for name, value in taken.items()})
         return float(loss.detach())
 
     def _scores(self, part: Sequence[CreditedEpisode]) -> tuple[TokenScores, Batch]:

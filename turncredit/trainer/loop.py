@@ -23,6 +23,7 @@ from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_check
 from turncredit.trainer.learner import Credit, Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.policy import Policy
+from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.start import starting_policy
 from turncredit.trainer.tasks import TaskSampler
 
@@ -69,10 +70,13 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         clock.lap("sampling_s")
         credit = learner.credit(groups, step)
         clock.lap("credit_s")
-        update = learner.update(credit, step)
+        record = TokenRecord(policy.tokenizer)
+        update = learner.update(credit, step, record)
+        if step % config.trainer.credit_every == 0 and record.episodes:
+            record.write(run.credit / f"step-{step:06d}.parquet")
         agent.engine.policy_version = step + 1
         clock.lap("update_s")
-        metrics = {"step": step, **episode_metrics(groups), **credit.counts, **update}
+        metrics = {"step": step, **episode_metrics(groups), **credit.counts, **update, **record.class_means()}
         if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
             metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy)]
             clock.lap("evaluation_s")
