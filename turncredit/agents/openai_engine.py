@@ -90,7 +90,7 @@ class OpenAIEngine:
         for i in order:
             try:
                 sample = self._ask(i, request, sampling, stop_ids)
-            except (*self._errors, EngineError) as error:
+            except Exception as error:  # whatever a server answers, it is that server's fault
                 reasons.append(f"{self.servers[i]}: {type(error).__name__}: {error}")
                 with self._lock:
                     self.failures[i] += 1
@@ -106,10 +106,10 @@ class OpenAIEngine:
         choice = self._complete(server, request, sampling, stop_ids)
         if not self.returns_ids:
             return self._retokenised(choice)
-        ids, logprobs = list(choice.token_ids), _logprobs_of(choice)
+        ids, logprobs = list(getattr(choice, "token_ids", None) or []), _logprobs_of(choice)
         if not ids or len(ids) != len(logprobs) or not np.isfinite(logprobs).all():
             raise EngineError(f"it gave {len(ids)} token ids with {len(logprobs)} logprobs, or some that are no number")
-        if list(choice.prompt_token_ids) != list(request.context):
+        if list(getattr(choice, "prompt_token_ids", None) or []) != list(request.context):
             raise EngineError("it read other tokens than those that were sent")
         under_policy = np.asarray(logprobs, np.float32)
         plain = sampling.temperature == 1 and sampling.top_p == 1
