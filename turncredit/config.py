@@ -136,6 +136,7 @@ class WarmstartConfig(Strict):
     batch: int = Field(32, ge=1, description="demonstrations a step")
     demonstrations: int = Field(2000, ge=1)
     with_reference: float = Field(0.5, ge=0, le=1, description="share of conversations with a reference in the prompt")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability left to all other tokens")
     until_success: float | None = Field(None, gt=0, le=1, description="stop once the policy solves this share of tasks")
     check_every: int = Field(50, ge=1)
 

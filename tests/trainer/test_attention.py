@@ -10,7 +10,7 @@ import transformers
 
 from turncredit.config import ModelConfig
 from turncredit.episode import Segment
-from turncredit.trainer import attention, policy
+from turncredit.trainer import attention
 from turncredit.trainer.attention import Block, Packing, packed_attention
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.policy import Policy
@@ -60,8 +60,6 @@ def states_and_gradient(one, batch):
 def apart(one, segments):
     """The same, each sequence in a pass of its own, through transformers' own attention."""
     plain = copy.deepcopy(one.model)
-    if one.packs:
-        plain.set_attn_implementation("sdpa")
     hidden = []
     for sequence in segments:
         ids = torch.tensor([int(t) for s in sequence for t in s.token_ids])
@@ -131,19 +129,38 @@ def test_a_packing_that_is_wrong_is_found_out(broken, policy_of, monkeypatch):
     monkeypatch.setattr(attention, "packed_attention", wrong)
     one = policy_of()
     assert not Policy(one.model, one.tokenizer, one.config).packs
-    assert policy.install(one.model)
 
 
-def test_without_a_packing_attention_is_transformers_own(policy_of):
+def test_outside_of_the_trainers_passes_a_models_attention_is_its_own(policy_of):
     one = policy_of()
-    ids = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    got = one.model(input_ids=ids, attention_mask=mask).logits
-    one.model.set_attn_implementation("sdpa")
-    assert torch.equal(got[:, 2:], one.model(input_ids=ids, attention_mask=mask).logits[:, 2:])
+    one.checkpoint_layers()
+    states_and_gradient(one, make_batch(sequences()))
+    assert one.packs and one.model.config._attn_implementation == "sdpa"
 
 
 def test_the_last_token_of_a_block_reads_the_last_key_and_none_reads_a_later_one_or_outside_of_the_window():
     assert Packing(()).mask(2, 4, None, torch.device("cpu")).int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert Packing(()).mask(2, 4, 2, torch.device("cpu")).int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 1]]
     assert Packing(()).mask(4, 4, None, torch.device("cpu")) is None  # the plain triangle
+
+
+def test_the_mask_that_gpus_take_without_making_it_is_the_same(monkeypatch):
+    """On a CPU torch makes it after all, and so shows what it means."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    blocks = (Block(0, 3), Block(3, 5, 0, 3), Block(5, 9, 0, 3))
+    expected = packed_attention(query, key, value, Packing(blocks))
+    mask = Packing.mask
+    monkeypatch.setattr(Packing, "mask", lambda self, queries, keys, window, device: mask(
+        self, queries, keys, window, torch.device("cuda")))
+    torch.testing.assert_close(packed_attention(query, key, value, Packing(blocks)), expected)
+
+
+def test_under_autocast_norms_may_leave_queries_in_float32(policy_of, monkeypatch):
+    monkeypatch.setattr(Policy, "precision", lambda self: torch.autocast("cpu", torch.bfloat16))
+    one = made(policy_of, "Qwen3ForCausalLM", torch.float32, **GROUPED, head_dim=8)
+    assert one.packs
+    hidden = one.hidden(make_batch(sequences()))
+    monkeypatch.undo()
+    expected = one.hidden(make_batch(sequences()))
+    assert 1e-4 * expected.norm() < (hidden - expected).norm() < 0.05 * expected.norm()

@@ -151,6 +151,31 @@ def test_the_loss_is_the_mean_negative_logprob_of_the_demonstrations_own_tokens_
     assert losses[-1] < 0.3 * losses[0]
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_label_smoothing_leaves_a_share_of_the_probability_to_all_other_tokens(fresh_policy, calculator_config, bias):
+    """Against cross-entropy with the smoothed labels written out, [generated, vocabulary], in float64."""
+    config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0"}], "steps": 1, "batch": 2,
+                                          "demonstrations": 1, "with_reference": 0, "label_smoothing": 0.3})
+    policy = fresh_policy(config)
+    policy.model.double()
+    if bias:
+        policy.model.lm_head.bias = torch.nn.Parameter(torch.randn(len(policy.tokenizer)).double())
+    batch = make_batch([demonstrations(config.warmstart, policy.chat, "plain", 1, config.seed)[0].segments])
+    logits = policy.model(batch.input_ids).logits[0, batch.columns]
+    labels = torch.full_like(logits, 0.3 / logits.shape[1])
+    labels[torch.arange(len(labels)), batch.targets] += 0.7
+    expected = -(labels * torch.log_softmax(logits, -1)).sum(-1).mean()
+    gradients = torch.autograd.grad(expected, list(policy.model.parameters()))
+    wanted = torch.sqrt(sum((g ** 2).sum() for g in gradients))
+    losses, norms = [], []
+    original = torch.nn.utils.clip_grad_norm_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: norms.append(original(p, n)))
+        warm_start(config, policy, lambda step, loss, success: losses.append(loss))
+    assert losses[0] == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(norms[0]) == pytest.approx(float(wanted), rel=1e-6)
+
+
 def test_micro_batches_change_nothing_but_rounding(fresh_policy, calculator_config):
     learnt = []
     for tokens in (1 << 20, 400, 1):

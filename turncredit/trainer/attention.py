@@ -8,6 +8,8 @@ that a shared prompt gets from its responses.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,31 +58,34 @@ class Packing:
         return self._masks[shape]
 
 
-def install(model: Any) -> bool:
-    """Let a model compute attention over packed rows too; False where it cannot.
-
-    Without a packing its attention is what it was (torch's scaled_dot_product_attention).
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-    from transformers.modeling_utils import AttentionInterface
-
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-               packing: Packing | None = None, **options: Any) -> tuple[Tensor, None]:
-        if packing is None:
-            whole: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-            return whole
-        packing.calls += 1
-        return packed_attention(query, key, value, packing, options.get("scaling"), options.get("sliding_window")), None
-
+def can_be_packed(model: Any) -> bool:
+    """Whether a model's attention is of a kind that `packed` replaces; its layers may still not hear of a packing."""
     config = model.config.get_text_config()
     layers = getattr(config, "layer_types", None) or ["full_attention"]
-    if config._attn_implementation not in ("sdpa", NAME) or not {*layers} <= {"full_attention", "sliding_attention"}:
-        return False
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    return True
+    return config._attn_implementation == "sdpa" and {*layers} <= {"full_attention", "sliding_attention"}
+
+
+@contextmanager
+def packed(model: Any) -> Iterator[None]:
+    """Within it a model attends as the `packing` says that is handed to its forward; it has to be given one."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(NAME, _attend)
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, packing: Packing,
+            **options: Any) -> tuple[Tensor, None]:
+    packing.calls += 1
+    # Under autocast a norm may have left queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return packed_attention(query, key, value, packing, options.get("scaling"), options.get("sliding_window")), None
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float | None = None,

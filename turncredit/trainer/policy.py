@@ -20,7 +20,7 @@ from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import ModelConfig
 from turncredit.episode import Segment
 from turncredit.errors import UserError
-from turncredit.trainer.attention import Packing, install
+from turncredit.trainer.attention import Packing, can_be_packed, packed
 from turncredit.trainer.batch import Batch, make_batch
 from turncredit.trainer.head import Measures, TokenScores, score_tokens
 
@@ -48,7 +48,7 @@ class Policy:
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
         self._refuse_unusual_head()
-        self.packs = install(self.model) and self._packed_is_exact()
+        self.packs = can_be_packed(self.model) and self._packed_is_exact()
 
     @classmethod
     def load(cls, config: ModelConfig) -> Policy:
@@ -93,8 +93,13 @@ class Policy:
         for layer in layers:
             layer.gradient_checkpointing = True
             # Nothing is drawn within a layer: dropout is off.
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            layer._gradient_checkpointing_func = partial(
+                checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=self._when_computed_again)
         self._checkpointed = layers
+
+    def _when_computed_again(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """What a checkpointed layer runs in: as it stands the first time, and as it stood then the second time."""
+        return nullcontext(), packed(self.model) if self.packs else nullcontext()
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states from which the generated tokens are predicted, [generated, width]."""
@@ -106,9 +111,10 @@ class Policy:
         """Of every token of the row, [tokens, width], in one pass."""
         # A mask with four axes is taken as it is, and so none is made; attention goes by the packing alone.
         unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-        states: Tensor = self.model.base_model(
-            input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=unused, use_cache=False,
-            packing=packing or Packing(batch.blocks)).last_hidden_state
+        with packed(self.model):
+            states: Tensor = self.model.base_model(
+                input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=unused,
+                use_cache=False, packing=packing or Packing(batch.blocks)).last_hidden_state
         return states[0]
 
     def _separate_states(self, batch: Batch) -> Tensor:
@@ -151,6 +157,20 @@ class Policy:
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
 
+    @property
+    def checkpointed(self) -> bool:
+        """Whether layers are computed again in the backward pass."""
+        return bool(self._checkpointed)
+
+    @contextmanager
+    def all_kept(self) -> Iterator[None]:
+        """Without checkpointing for a while."""
+        layers, self._checkpointed = self._checkpointed, []
+        try:
+            yield
+        finally:
+            self._checkpointed = layers
+
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
         """transformers checkpoints layers in training mode: the layers alone are put into it, not what is in them."""
@@ -188,12 +208,14 @@ class Policy:
         batch = make_batch(sequences).to(self.device)
         packing = Packing(batch.blocks)
         try:
-            packed, separate = self._packed_states(batch, packing), self._separate_states(batch)
+            with self.precision():
+                together, separate = self._packed_states(batch, packing), self._separate_states(batch)
         except (TypeError, ValueError, RuntimeError):  # an argument or a mask that it does not take
             return False
         layers = self.model.config.get_text_config().num_hidden_layers
-        tolerance = 1e-4 if packed.dtype.itemsize >= 4 else 5e-2
-        return packing.calls == layers and bool((packed - separate).norm() <= tolerance * separate.norm())
+        exact = together.dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
+        tolerance = 1e-4 if exact else 5e-2
+        return packing.calls == layers and bool((together - separate).norm() <= tolerance * separate.norm())
 
 
 def pick_device(name: str) -> torch.device:
