@@ -177,7 +177,7 @@ class Learner:
             sizes = mask.sum(1)
             taken = {"advantage": advantages.repeat_interleave(sizes), "ratio": details["ratio"][mask],
                      "student_logprob": scores.logprobs}
-            if weights is not None:
+            if weights is not None and scores.kl is not None:
                 taken |= {"kl": scores.kl, "weight": weights[mask]}
             record.add(part, {name: value.detach().float().cpu().numpy() for name, value in taken.items()})
         return float(loss.detach())
