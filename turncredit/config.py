@@ -90,6 +90,7 @@ class RolloutConfig(Strict):
     context_tokens: int = Field(4096, ge=16)
     step_timeout_s: float = Field(60.0, gt=0)
     engine_timeout_s: float = Field(1800.0, gt=0, description="the longest wait for the engine's next answer")
+    refills: int = Field(0, ge=0, description="times a step that groups of equal rewards are sampled anew, elsewhere")
     max_batch: int = Field(64, ge=1, description="sequences sampled side by side")
     schedule: Literal["lockstep", "asynchronous"] = Field(
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
@@ -120,9 +121,18 @@ class TrainerConfig(Strict):
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     clip_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(16_384, ge=1, description="tokens in one forward pass")
+    mini_batches: int = Field(1, ge=1, description="updates in one pass over a step's episodes")
+    epochs: int = Field(1, ge=1, description="passes over a step's episodes")
+    old_logprobs: Literal["sampler", "recomputed"] = Field(
+        "sampler", description="recomputed: the trainer's own before its update, for engines that differ numerically")
+    importance: Literal["truncate", "mask"] = Field(
+        "truncate", description="how the ratio of trainer to sampler is bounded, with recomputed logprobs")
+    importance_level: Literal["token", "sequence"] = "token"
+    importance_cap: float = Field(2.0, gt=1)
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    keep_best: bool = Field(True, description="keep the checkpoint of the best evaluation as well")
     credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
     refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
     silent_steps: int = Field(50, ge=1, description="updates in a row without any signal before the run stops")

@@ -5,6 +5,7 @@
     runs/NAME/metrics.jsonl         a line a step: pandas.read_json("runs/NAME/metrics.jsonl", lines=True)
     runs/NAME/credit/*.parquet      a file a step, a row a generated token: what it earned, and why
     runs/NAME/checkpoints/step-…    what `--resume` continues from
+    runs/NAME/refused/              the newest batch whose update was refused, and the weights that it was to change
 """
 
 from __future__ import annotations
@@ -132,6 +133,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.credit = path / "credit"
         self.checkpoints = path / "checkpoints"
+        self.refused = path / "refused"
 
     def create(self) -> RunFolder:
         """Make the folders, and clear away what a killed writer left half done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from turncredit.store import write_whole
 from turncredit.trainer.policy import Policy
 
+SIZES = "sizes.json"  # the bytes of each file, written last
+
 
 def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: torch.optim.Optimizer,
-                    state: dict[str, Any], keep: int) -> Path:
-    """Write `folder`/step-NNNNNN, then drop all but the newest `keep`.
+                    state: dict[str, Any], keep: int, kept: Collection[int] = ()) -> Path:
+    """Write `folder`/step-NNNNNN, then drop all but the newest `keep` and those of the steps in `kept`.
 
     `steps_done` is also where a resumed run goes on. Tasks, samples and references are drawn from seeds by step,
     so the step is the position of every one of them; torch's own generator is saved for models that draw by themselves.
@@ -25,20 +28,47 @@ def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: to
         policy.save(path)
         torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, path / "optimizer.pt")
         (path / "state.json").write_text(json.dumps({**state, "steps_done": steps_done}))
+        (path / SIZES).write_text(json.dumps(_sizes(path)))
 
     path = folder / f"step-{steps_done:06d}"
     if path.exists():
         shutil.rmtree(path)
     write_whole(path, write)
+    names = {f"step-{step:06d}" for step in kept}
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        if old.name not in names:
+            shutil.rmtree(old)
     return path
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest; each is whole, since it got its name when it was."""
-    found = sorted(folder.glob("step-*"))
-    return found[-1] if found else None
+    """The newest that is whole. One that was copied in part, or damaged since, is passed over."""
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file of a checkpoint is there at its full length."""
+    try:
+        sizes = json.loads((path / SIZES).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(sizes, dict) and bool(sizes) and sizes == _sizes(path)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*"))
+            if file.is_file() and file.name != SIZES}
+
+
+def best_step(metrics: list[dict[str, Any]]) -> int | None:
+    """How many steps were done at the best evaluation, by its mean over environments; the earliest of equals.
+
+    Args:
+        metrics: the run's lines, each with its "step" and maybe an "evaluation".
+    """
+    scored = [(sum(s["avg"] for s in judged) / len(judged), -line["step"] - 1) for line in metrics
+              if (judged := [s for s in line.get("evaluation", ()) if s["avg"] is not None])]
+    return -max(scored)[1] if scored else None
 
 
 def restore(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
