@@ -21,6 +21,7 @@ from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.learner import Credit, Learner
+from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.start import starting_policy
 from turncredit.trainer.tasks import TaskSampler
@@ -51,6 +52,7 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     checkpoint = newest_checkpoint(run.checkpoints) if resume else None
     policy = starting_policy(config, run, watcher.warming, checkpoint)
     learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed)
+    refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
     run.forget_from(first)
 
