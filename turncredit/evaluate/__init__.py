@@ -16,5 +16,5 @@ from turncredit.evaluate.statistics import (
 from turncredit.evaluate.suites import Suite, load_suite
 
 __all__ = ["Comparison", "Leak", "Score", "Suite", "bootstrap_interval", "compare", "evaluate", "leakage", "load_suite",
-           "macro_interval", "mean_interval", "mean_pass_all", "mean_pass_at", "pass_all_k", "pass_at_k", "sample", "score",
-           "task_refs"]
+           "macro_interval", "mean_interval", "mean_pass_all", "mean_pass_at", "pass_all_k", "pass_at_k", "sample",
+           "score", "task_refs"]

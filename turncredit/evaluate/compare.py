@@ -34,12 +34,12 @@ def compare(env: EnvConfig, ours: Sequence[Group], theirs: Sequence[Group], seed
         UserError: the two were not sampled on the same tasks.
     """
     if len(ours) != len(theirs):
-        raise UserError(f"{env.id}: {len(ours)} tasks cannot be compared with {len(theirs)}: take the same tasks and seed")
+        raise UserError(f"{env.id}: {len(ours)} tasks cannot be compared with {len(theirs)}: take the same seed")
     differences = []
     for one, other in zip(ours, theirs):
         a, b = one.episodes[0], other.episodes[0]
         if (a.env_id, a.seed) != (b.env_id, b.seed) or (a.task_id and b.task_id and a.task_id != b.task_id):
-            raise UserError(f"{env.id}: the task {a.task_id!r} cannot be compared with {b.task_id!r}: take the same seed")
+            raise UserError(f"{env.id}: task {a.task_id!r} cannot be compared with {b.task_id!r}: take the same seed")
         means = [[e.reward for e in group.judged if e.reward is not None] for group in (one, other)]
         if all(means):
             differences.append(np.mean(means[0]) - np.mean(means[1]))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from turncredit.agents.chat import ChatFormat
 from turncredit.agents.scripted import SCRIPTS, ScriptedAgent
@@ -20,11 +18,9 @@ UNBOUNDED = 1 << 20  # tokens: a script is not cut off by a model's budget
 
 def bound_rollout(name: str, chat: ChatFormat, budget: Budget, tool_calls: str) -> Rollout:
     """A rollout of "silent", "random", "expert" and the like, with the policy's chat format."""
-    makers: dict[str, Callable[[], Any]] = {
-        **{trivial: (lambda act=act: TrivialAgent(act, chat)) for trivial, act in TRIVIAL.items()},
-        CEILING: lambda: ScriptedAgent(SCRIPTS[CEILING], chat)}
+    agent = ScriptedAgent(SCRIPTS[CEILING], chat) if name == CEILING else TrivialAgent(TRIVIAL[name], chat)
     free = replace(budget, turn_tokens=UNBOUNDED, episode_tokens=UNBOUNDED, context_tokens=UNBOUNDED)
-    return Rollout(makers[name](), chat, free, tool_calls)
+    return Rollout(agent, chat, free, tool_calls)
 
 
 def has_expert(env: EnvConfig) -> bool:

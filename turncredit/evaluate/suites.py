@@ -59,7 +59,8 @@ def load_suite(name: str) -> Suite:
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             known = Suite.model_fields if len(first["loc"]) == 1 else EnvConfig.model_fields
-            raise UserError(f"suite {name!r}: unknown key {key!r}{did_you_mean(str(first['loc'][-1]), known)}") from None
+            hint = did_you_mean(str(first["loc"][-1]), known)
+            raise UserError(f"suite {name!r}: unknown key {key!r}{hint}") from None
         value = "" if first["type"] in ("missing", "value_error") else f" is {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(f"suite {name!r}: {key}{value}: {message}".replace(": :", ":")) from None
@@ -70,4 +71,5 @@ def _named(name: str) -> Path:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     known = sorted({file.stem for folder in FOLDERS for file in folder.glob("*.yaml")})
-    raise UserError(f"suite {name!r} is unknown{did_you_mean(name, known)} (known: {', '.join(known)}; or give a YAML file)")
+    hint = did_you_mean(name, known)
+    raise UserError(f"suite {name!r} is unknown{hint} (known: {', '.join(known)}; or give a YAML file)")
