@@ -129,6 +129,9 @@ class Recording:
         self.batches.append(len(requests))
         return samples
 
+    def forget(self) -> None:
+        self.engine.forget()
+
 
 TEMPLATES = {"chatml": "exact", "llama3": "exact", "mistral": "exact", "mistral_system": "exact",
              "qwen3": "as-sampled"}
@@ -316,6 +319,9 @@ def test_an_engine_that_fails_ends_the_episodes_that_asked(chat: ChatFormat, age
         def generate(self, *_: Any) -> list[Sample]:
             raise RuntimeError("out of memory")
 
+        def forget(self) -> None:
+            """Nothing is kept."""
+
     for episode in sample(EngineAgent(Failing(), chat), chat)[0].episodes:
         assert (episode.stop, episode.reward, episode.error) == (StopReason.ENGINE_ERROR, None,
                                                                  "RuntimeError: out of memory")
@@ -327,6 +333,9 @@ def test_an_engine_that_returns_nonsense_is_the_engine_s_fault(chat: ChatFormat)
 
         def generate(self, requests: Sequence[Request], *_: Any) -> list[Sample]:
             return [Sample([1, 2], np.zeros(1, np.float32), np.zeros(2, np.float32), True) for _ in requests]
+
+        def forget(self) -> None:
+            """Nothing is kept."""
 
     episode = sample(EngineAgent(Nonsense(), chat), chat, size=1)[0].episodes[0]
     assert episode.stop is StopReason.ENGINE_ERROR

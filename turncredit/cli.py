@@ -13,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from turncredit.config import EnvConfig
+from turncredit.envs.commands import check_command
 from turncredit.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 envs_app = typer.Typer(no_args_is_help=True, help="List and show environments.")
 app.add_typer(envs_app, name="envs")
+envs_app.command("check")(check_command)
 sandbox_app = typer.Typer(no_args_is_help=True, help="Check sandboxes, and make an image for Docker's.")
 app.add_typer(sandbox_app, name="sandbox")
 console = Console()

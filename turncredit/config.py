@@ -89,7 +89,10 @@ class RolloutConfig(Strict):
     episode_tokens: int = Field(1024, ge=1, description="tokens that the agent may generate in an episode")
     context_tokens: int = Field(4096, ge=16)
     step_timeout_s: float = Field(60.0, gt=0)
+    engine_timeout_s: float = Field(1800.0, gt=0, description="the longest wait for the engine's next answer")
     max_batch: int = Field(64, ge=1, description="sequences sampled side by side")
+    schedule: Literal["lockstep", "asynchronous"] = Field(
+        "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:
@@ -116,7 +119,8 @@ class TrainerConfig(Strict):
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     clip_norm: float = Field(1.0, gt=0)
-    micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens in one forward pass")
+    micro_batch_tokens: int = Field(16_384, ge=1, description="tokens in one forward pass")
+    gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
@@ -132,6 +136,7 @@ class WarmstartConfig(Strict):
     batch: int = Field(32, ge=1, description="demonstrations a step")
     demonstrations: int = Field(2000, ge=1)
     with_reference: float = Field(0.5, ge=0, le=1, description="share of conversations with a reference in the prompt")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability left to all other tokens")
     until_success: float | None = Field(None, gt=0, le=1, description="stop once the policy solves this share of tasks")
     check_every: int = Field(50, ge=1)
 

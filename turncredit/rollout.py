@@ -21,6 +21,7 @@ import numpy as np
 
 from turncredit.agents.base import Actor, Agent, Request
 from turncredit.agents.chat import ChatFormat
+from turncredit.daemon import in_daemon_thread
 from turncredit.envs import make
 from turncredit.episode import Episode, Group, Segment, StopReason, Turn, Verdict
 from turncredit.errors import UserError
@@ -286,30 +287,6 @@ class _EngineFailed(Exception):
 
 class _TimedOut(Exception):
     """The environment did not answer in time."""
-
-
-async def in_daemon_thread(call: Callable[[], T]) -> T:
-    """Await a blocking call in a thread of its own: one that never returns holds up neither the loop nor the exit."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(put: Callable[[Any], None], value: Any) -> None:
-        if not result.done():  # cancelled by a time-out
-            put(value)
-
-    def work() -> None:
-        try:
-            put, value = result.set_result, call()
-        except BaseException as error:
-            # sys.exit() in an environment must not end the run, and a future refuses StopIteration.
-            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            raised = error if plain else RuntimeError(_describe(error))
-            put, value = result.set_exception, raised  # type: ignore[assignment]  # the two take different values
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, put, value)
-
-    threading.Thread(target=work, daemon=True, name="environment").start()
-    return await result
 
 
 def _close_in_background(env: Any) -> None:

@@ -31,6 +31,9 @@ class Echoing:
         zero = np.zeros(1, np.float32)
         return [Sample([request.seed], zero, zero, ended=True) for request in requests]
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
 
 @pytest.fixture
 def chat(tokenizer_for: Any) -> ChatFormat:

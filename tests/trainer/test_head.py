@@ -148,9 +148,9 @@ def test_distributions_so_far_apart_that_they_underflow_stay_finite_in_value_and
 
 def test_what_is_not_asked_for_is_not_computed(monkeypatch):
     asked, projected = [], []
-    measure, project = head._measure, head._log_softmax
+    measure, project = head._measure, head._Projection._project
     monkeypatch.setattr(head, "_measure", lambda name, *rest: asked.append(name) or measure(name, *rest))
-    monkeypatch.setattr(head, "_log_softmax", lambda *given: projected.append(given) or project(*given))
+    monkeypatch.setattr(head._Projection, "_project", lambda *given: projected.append(given) or project(*given))
     score_tokens(*problem(), measures=Measures(["js"]))
     assert asked == ["js"] and len(projected) == 2
     score_tokens(*problem(), measures=Measures(["entropy"]))  # the teacher is not needed
@@ -207,11 +207,27 @@ def test_no_measure_carries_a_gradient_unless_told_and_none_flows_into_the_teach
     assert teacher.grad is None
 
 
-def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_do():
+@pytest.mark.parametrize("sloped", [[], ["kl"]])
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_states_do(sloped):
     hidden, weight, targets, teacher, _ = problem(with_bias=False)
     frozen = weight.detach()
-    got = torch.autograd.grad(score_tokens(hidden, frozen, targets, teacher).logprobs.sum(), hidden)[0]
-    close(got, torch.autograd.grad(plainly(hidden, frozen, targets)["logprobs"].sum(), hidden)[0])
+    scores = score_tokens(hidden, frozen, targets, teacher, chunk=3, measures=Measures(MEASURES, sloped))
+    expected = plainly(hidden, frozen, targets, teacher)
+    upstream = torch.arange(1.0, 8.0, dtype=torch.float64)
+    losses = [sum(upstream @ values[name] for name in ["logprobs", *sloped]) for values in (vars_of(scores), expected)]
+    close(*(torch.autograd.grad(loss, hidden)[0] for loss in losses))
+
+
+def test_a_frozen_head_is_projected_onto_once(monkeypatch):
+    """What LoRA trains: the gradient of one logprob is a vector, which is kept."""
+    projected = []
+    project = head._Projection._project
+    monkeypatch.setattr(head._Projection, "_project", lambda *given: projected.append(given) or project(*given))
+    for frozen, times in ((True, 1), (False, 2)):
+        hidden, weight, targets, _, _ = problem(with_bias=False)
+        projected.clear()
+        score_tokens(hidden, weight.detach() if frozen else weight, targets).logprobs.sum().backward()
+        assert len(projected) == times
 
 
 def test_no_tensor_of_tokens_by_vocabulary_is_made_forward_or_backward():

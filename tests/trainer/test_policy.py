@@ -86,3 +86,30 @@ def test_a_model_with_broken_weights_is_refused(policy_of):
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"model\.path .* cannot be loaded"):
         Policy.load(ModelConfig(path=str(tmp_path)))
+
+
+def kept_for_backward(policy, batch):
+    """Elements that autograd holds on to between a forward and a backward pass, and the gradient."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        hidden = policy.hidden(batch)
+    gradients = torch.autograd.grad(hidden.square().sum(), list(policy.model.base_model.parameters()))
+    return sum(sizes), torch.cat([g.flatten() for g in gradients])
+
+
+def test_checkpointed_layers_keep_less_and_give_the_same_gradient(policy_of, sample_groups):
+    policy = policy_of(dtype=torch.float64)
+    batch = make_batch([e.segments for e in sample_groups(policy_of(), 1, 4)[0].episodes])
+    kept, expected = kept_for_backward(policy, batch)
+    policy.checkpoint_layers()
+    kept_now, gradient = kept_for_backward(policy, batch)
+    assert kept_now < kept / 4
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+    assert not any(module.training for module in policy.model.modules())  # sampling, and dropout, are as before
+
+
+def test_checkpointing_a_model_without_such_layers_is_refused(policy_of):
+    policy = policy_of()
+    policy.model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(UserError, match=r"gradient_checkpointing is true: LlamaForCausalLM .* set it to false"):
+        policy.checkpoint_layers()

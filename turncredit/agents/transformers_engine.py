@@ -1,131 +1,204 @@
-"""The embedded default engine: any causal model of transformers, sampled in batches."""
+"""The embedded default engine: any causal model of transformers, which lives in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from turncredit.agents.base import Request, Sample, Sampling
+from turncredit.agents.base import Request, Sample, Sampling, Stream
+from turncredit.agents.continuous import ContinuousBatch
+from turncredit.agents.kept import KeyValueShape
+from turncredit.agents.packed import PackedLinears
+from turncredit.agents.plain_batch import sample_plainly
+from turncredit.agents.streams import Batches
+
+log = logging.getLogger(__name__)
 
 
 class TransformersEngine:
     """Samples from a causal language model that lives in this process (the trainer's own, as a rule).
 
+    Keys and values are kept over the turns of an episode, and a group's prompt is read once. Models with other
+    states (a sliding window, recurrent layers) are found out by a trial, and their contexts read anew each turn.
+
     Args:
         model: a transformers causal language model; it is used as it stands, so an optimiser's step is seen at once.
         max_batch: sequences sampled side by side.
         precision: makes the context in which the model runs (autocast, say): the trainer's, so that both agree.
+        cache_bytes: of keys and values, in the batch and kept between turns, each; by default a quarter of the
+            memory that is free.
     """
 
     def __init__(self, model: Any, max_batch: int = 64,
-                 precision: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+                 precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+                 cache_bytes: int | None = None) -> None:
         self.model, self.precision = model, precision
-        self.max_batch = max_batch
+        self.max_batch, self.cache_bytes = max_batch, cache_bytes
         self.policy_version = 0
         self.max_context = int(model.config.max_position_embeddings)
+        self._batch: ContinuousBatch | None = None
+        self._tried = False
+        self._weights: tuple[int, ...] = ()
+        self._packed = PackedLinears(model, _free_bytes(model.device) // 4)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether keys and values are kept over the turns of an episode."""
+        self._try_once()
+        return self._batch is not None
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[int]) -> list[Sample]:
         """One sample a request. Each token is drawn with the request's own random numbers, by inversion."""
-        was_training = self.model.training
-        self.model.eval()
+        self._try_once()
+        with self._ready():
+            if self._batch is None:
+                return [sample for start in range(0, len(requests), self.max_batch)
+                        for sample in sample_plainly(self.model, requests[start:start + self.max_batch], sampling,
+                                                     stop_ids)]
+            return self._generate(self._batch, requests, sampling, stop_ids)
+
+    def stream(self, sampling: Sampling, stop_ids: Sequence[int]) -> Stream:
+        """Requests that come at any time, each of which gets a row as soon as there is one."""
+        self._try_once()
+        if self._batch is None:
+            return Batches(self, sampling, stop_ids)
+        self._batch.draw_from(sampling, stop_ids)
+        return _Stream(self, self._batch)
+
+    def forget(self) -> None:
+        """Drop what is kept of episodes."""
+        if self._batch is not None:
+            self._batch.forget()
+
+    def _generate(self, batch: ContinuousBatch, requests: Sequence[Request], sampling: Sampling,
+                  stop_ids: Sequence[int]) -> list[Sample]:
+        self._forget_other_weights(batch)
+        batch.draw_from(sampling, stop_ids)
+        samples: dict[int, Sample] = {}
         try:
-            samples: list[Sample] = []
-            with self.precision():
-                for start in range(0, len(requests), self.max_batch):
-                    samples += self._generate_batch(requests[start:start + self.max_batch], sampling, stop_ids)
-            return samples
+            numbers = batch.add(requests)
+            while batch.unfinished:
+                samples.update(batch.step())
+        except BaseException:
+            batch.forget()  # a step broke off half-way
+            raise
+        return [samples[number] for number in numbers]
+
+    def _forget_other_weights(self, batch: ContinuousBatch) -> None:
+        """Drop what other weights have read."""
+        if self._weights != (weights := self._stamp()):
+            batch.forget()
+            self._weights = weights
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The model in evaluation mode and in the trainer's precision."""
+        was_training = self.model.training
+        if was_training:
+            self.model.eval()
+        try:
+            with self.precision(), self._packed.used():
+                yield
         finally:
-            self.model.train(was_training)
+            if was_training:
+                self.model.train()
 
-    @torch.inference_mode()
-    def _generate_batch(self, requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[int]) -> list[Sample]:
-        device = self.model.device
-        longest = max(len(r.context) for r in requests)
-        # Padded on the left, by position and never by token id: the pad id may be a token that means something.
-        ids = torch.zeros(len(requests), longest, dtype=torch.long)
-        mask = torch.zeros(len(requests), longest, dtype=torch.long)
-        for row, request in enumerate(requests):
-            ids[row, longest - len(request.context):] = torch.as_tensor(np.asarray(request.context))
-            mask[row, longest - len(request.context):] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        draws = [np.random.default_rng(r.seed).random(r.max_new_tokens) for r in requests]
+    def _stamp(self) -> tuple[int, ...]:
+        """Changes with every change of a weight in place, and when one is replaced."""
+        weights = list(self.model.parameters())
+        return (self.policy_version, sum(w._version for w in weights), hash(tuple(w.data_ptr() for w in weights)))
+
+    # Does the model keep what we take it to keep?
+
+    def _try_once(self) -> None:
+        """Sample two turns with keys and values kept, and compare with a plain forward pass."""
+        if self._tried:
+            return
+        self._tried = True
+        try:
+            with self._ready(), torch.inference_mode():
+                shape = self._shape()
+                batch = ContinuousBatch(self.model, shape, self.max_batch, self._bytes())
+                difference = self._trial(batch)
+            allowed = 1e-3 if shape.dtype == torch.float32 else 0.25
+            if not difference <= allowed:
+                raise ValueError(f"logprobs differ by {difference:.2g} from those of a plain forward pass")
+            batch.forget()
+            self._batch = batch
+        except Exception as error:  # whatever a model of another kind does: there is a way for it too
+            log.warning("%s: contexts are read anew at each turn, since keys and values cannot be kept: %s",
+                        type(self.model).__name__, error)
+
+    def _shape(self) -> KeyValueShape:
+        """What the model keeps of a token, from a forward pass over some."""
+        if self.model.config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"its attention is {self.model.config._attn_implementation!r}")
         cache = DynamicCache(config=self.model.config)
-        written: list[_Written] = [_Written() for _ in requests]
-        alive = list(range(len(requests)))
-        stops = set(stop_ids)
-        while alive:
-            logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                use_cache=True, logits_to_keep=1).logits[:, -1].float()
-            uniform = torch.tensor([draws[i][len(written[i].ids)] for i in alive], dtype=torch.float64, device=device)
-            tokens, logprobs, sampling_logprobs = draw(logits, sampling, uniform)
-            for row, i in enumerate(alive):
-                written[i].add(int(tokens[row]), float(logprobs[row]), float(sampling_logprobs[row]))
-            keep = [row for row, i in enumerate(alive)
-                    if written[i].ids[-1] not in stops and len(written[i].ids) < requests[i].max_new_tokens]
-            if len(keep) < len(alive) and keep:
-                rows = torch.tensor(keep, device=device)
-                cache.batch_select_indices(rows)
-                mask, positions, tokens = mask[rows], positions[rows], tokens[rows]
-            alive = [alive[row] for row in keep]
-            ids = tokens[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            positions = positions[:, -1:] + 1
-        return [w.sample(stops) for w in written]
+        self.model(input_ids=torch.tensor([[1, 2, 3]], device=self.model.device), past_key_values=cache, use_cache=True)
+        if odd := [type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer]:
+            raise ValueError(f"it has layers of the kind {odd[0]}")
+        sizes = {(t.shape[1], t.shape[3], t.dtype, t.device) for layer in cache.layers
+                 for t in (layer.keys, layer.values)}
+        if len(sizes) != 1:
+            raise ValueError("its layers are of different sizes")
+        heads, width, dtype, device = sizes.pop()
+        return KeyValueShape(len(cache.layers), heads, width, dtype, device)
+
+    def _trial(self, batch: ContinuousBatch) -> float:
+        """The largest difference of a logprob, over two turns of two episodes of different lengths."""
+        batch.draw_from(Sampling(), ())
+        contexts, differences = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10]], []
+        for turn in range(2):
+            numbers = batch.add([Request(c, 3, seed=turn, episode=i) for i, c in enumerate(contexts)])
+            samples: dict[int, Sample] = {}
+            while batch.unfinished:
+                samples.update(batch.step())
+            for i, number in enumerate(numbers):
+                ids, context = samples[number].token_ids, contexts[i]
+                logits = self.model(input_ids=torch.tensor([[*context, *ids]], device=batch.shape.device)).logits[0]
+                expected = torch.log_softmax(logits[len(context) - 1:-1].float(), -1).cpu()
+                chosen = expected.gather(1, torch.tensor(ids)[:, None])[:, 0]
+                differences.append(float((chosen - torch.from_numpy(samples[number].logprobs)).abs().max()))
+                contexts[i] = [*context, *ids, 11, 12]
+        return max(differences)
+
+    def _bytes(self) -> int:
+        return _free_bytes(self.model.device) // 4 if self.cache_bytes is None else self.cache_bytes
 
 
-class _Written:
-    """What one request has been given so far."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.sampling_logprobs: list[float] = []
-
-    def add(self, token: int, logprob: float, sampling_logprob: float) -> None:
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        self.sampling_logprobs.append(sampling_logprob)
-
-    def sample(self, stops: set[int]) -> Sample:
-        return Sample(self.ids, np.asarray(self.logprobs, np.float32), np.asarray(self.sampling_logprobs, np.float32),
-                      ended=self.ids[-1] in stops)
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses, on that device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Draw a token a row by inverting the cumulative distribution.
+class _Stream:
+    """The engine's rows as a stream."""
 
-    Args:
-        logits: [rows, vocabulary], float32.
-        sampling: temperature (0 takes the likeliest token) and top-p.
-        uniform: [rows], float64 in [0, 1).
-    Returns:
-        tokens [rows]; their logprobs [rows] at temperature 1; their logprobs [rows] under the sampling distribution.
-    """
-    policy = torch.log_softmax(logits, -1)
-    if sampling.temperature == 0:
-        tokens = policy.argmax(-1)
-        chosen = policy.gather(1, tokens[:, None])[:, 0]
-        return tokens, chosen, torch.zeros_like(chosen)
-    sampled_from = policy if sampling.temperature == 1 else torch.log_softmax(logits / sampling.temperature, -1)
-    if sampling.top_p < 1:
-        sampled_from = _within_top_p(sampled_from, sampling.top_p)
-    cumulative = sampled_from.double().exp().cumsum(-1)
-    # Scaled by the total, which rounding keeps from being 1; at most the last token with any probability.
-    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    tokens = tokens.clamp_max(logits.shape[-1] - 1)
-    pick = tokens[:, None]
-    return tokens, policy.gather(1, pick)[:, 0], sampled_from.gather(1, pick)[:, 0]
+    def __init__(self, engine: TransformersEngine, batch: ContinuousBatch) -> None:
+        self._engine, self._batch = engine, batch
 
+    @property
+    def unfinished(self) -> int:
+        return self._batch.unfinished
 
-def _within_top_p(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the smallest set of likeliest tokens whose mass reaches top_p, renormalised."""
-    ordered, order = logprobs.sort(-1, descending=True)
-    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-    dropped = torch.zeros_like(mass_before, dtype=torch.bool).scatter(1, order, mass_before >= top_p)
-    return torch.log_softmax(logprobs.masked_fill(dropped, -torch.inf), -1)
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        if not self.unfinished:
+            self._engine._forget_other_weights(self._batch)
+        return self._batch.add(requests)
+
+    def step(self) -> list[tuple[int, Sample]]:
+        try:
+            with self._engine._ready():
+                return self._batch.step()
+        except BaseException:
+            self._batch.forget()  # a step broke off half-way
+            raise

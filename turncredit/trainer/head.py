@@ -107,19 +107,25 @@ class _ChunkedHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
                 teacher_hidden: Tensor | None, teacher_weight: Tensor | None, teacher_bias: Tensor | None, chunk: int,
                 names: tuple[str, ...], measures: Measures) -> tuple[Tensor, ...]:
-        precise = torch.promote_types(hidden.dtype, torch.float32)
-        values = hidden.new_zeros(1 + len(names), len(hidden), dtype=precise)
-        for part in _chunks(len(hidden), chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, precise)
-            values[0, part] = log_p.gather(1, targets[part, None])[:, 0]
-            log_q = None
-            if teacher_hidden is not None and teacher_weight is not None and names != ("entropy",):
-                log_q = _log_softmax(teacher_hidden[part], teacher_weight, teacher_bias, precise)
-            for number, name in enumerate(names, 1):
-                values[number, part] = _measure(name, log_p, log_q, measures)
+        student, teacher = _Projection(hidden, weight, bias, chunk), None
+        if teacher_hidden is not None and teacher_weight is not None and names != ("entropy",):
+            teacher = _Projection(teacher_hidden, teacher_weight, teacher_bias, chunk, student)
         sloped = [name in measures.with_gradient for name in names]
+        # A frozen head and one gradient: all that backward needs is a vector a token, and no second projection.
+        keep = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3]) and not any(sloped)
+        kept = torch.empty_like(hidden) if keep else None
+        values = hidden.new_zeros(1 + len(names), len(hidden), dtype=student.dtype)
+        for part in _chunks(len(hidden), chunk):
+            log_p = student.log_softmax(part)
+            log_q = None if teacher is None else teacher.log_softmax(part)
+            values[0, part] = log_p.gather(1, targets[part, None])[:, 0]
+            for number, name in enumerate(names, 1):
+                values[number, part] = _measure(name, log_p, log_q, measures, student.spare(log_p))
+            if kept is not None:
+                slope = _logprob_slope(log_p.exp_(), targets[part], torch.ones_like(values[0, part]))
+                kept[part] = (slope.to(weight.dtype) @ weight).to(hidden.dtype)
         needs_teacher = any(s and name != "entropy" for s, name in zip(sloped, names))
-        ctx.save_for_backward(hidden, weight, bias, targets,
+        ctx.save_for_backward(hidden, weight, bias, targets, kept,
                               *((teacher_hidden, teacher_weight, teacher_bias) if needs_teacher else (None,) * 3))
         ctx.chunk, ctx.names, ctx.measures = chunk, names, measures
         outputs = values.unbind()
@@ -130,44 +136,98 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
         """The logits are computed again, chunk by chunk."""
-        hidden, weight, bias, targets, teacher_hidden, teacher_weight, teacher_bias = ctx.saved_tensors
+        hidden, weight, bias, targets, kept, teacher_hidden, teacher_weight, teacher_bias = ctx.saved_tensors
+        if kept is not None:
+            return (upstream[0][:, None] * kept).to(hidden.dtype), *(None,) * 9
+        student = _Projection(hidden, weight, bias, ctx.chunk)
+        teacher = None if teacher_hidden is None else _Projection(
+            teacher_hidden, teacher_weight, teacher_bias, ctx.chunk, student)
         given = {name: g for name, g in zip(("logprob", *ctx.names), upstream) if g is not None}
-        precise = torch.promote_types(hidden.dtype, torch.float32)
-        d_hidden = torch.zeros_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=precise) if ctx.needs_input_grad[1] else None
-        d_bias = torch.zeros_like(bias, dtype=precise) if bias is not None and ctx.needs_input_grad[2] else None
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight, dtype=student.dtype) if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros_like(bias, dtype=student.dtype) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(len(hidden), ctx.chunk):
-            log_p = _log_softmax(hidden[part], weight, bias, precise)
-            log_q = None if teacher_hidden is None else _log_softmax(
-                teacher_hidden[part], teacher_weight, teacher_bias, precise)
-            d_logits = _slope({name: g[part] for name, g in given.items()}, log_p, log_q, targets[part], ctx.measures)
+            if list(given) == ["logprob"]:
+                d_logits = _logprob_slope(student.softmax(part), targets[part], upstream[0][part])
+            else:
+                log_p = student.log_softmax(part)
+                log_q = None if teacher is None else teacher.log_softmax(part)
+                d_logits = _slope({name: g[part] for name, g in given.items()}, log_p, log_q, targets[part],
+                                  ctx.measures)
             d_hidden[part] = (d_logits.to(weight.dtype) @ weight).to(hidden.dtype)
-            if d_weight is not None:
-                d_weight += (d_logits.T.to(hidden.dtype) @ hidden[part]).to(precise)
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
+            if d_weight is not None:
+                _add_product(d_weight, d_logits, hidden[part])
         return (d_hidden, None if d_weight is None else d_weight.to(weight.dtype),
                 None if d_bias is None else d_bias.to(weight.dtype), *(None,) * 7)
+
+
+class _Projection:
+    """Distributions of chunks of hidden states, written over one another in the same memory.
+
+    Fresh memory for each chunk would cost about as much as the arithmetic on a CPU (see docs/performance.md).
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int,
+                 beside: _Projection | None = None) -> None:
+        self.hidden, self.weight, self.bias = hidden, weight, bias
+        self.dtype = torch.promote_types(hidden.dtype, torch.float32)
+        shape = (min(chunk, len(hidden)), len(weight))
+        # The logits are of no use once they are normalised: student and teacher share the room for theirs.
+        self._logits: Tensor = hidden.new_empty(shape, dtype=self.dtype) if beside is None else beside._logits
+        self._normalised = torch.empty_like(self._logits)
+
+    def log_softmax(self, part: slice) -> Tensor:
+        """[positions, vocabulary]; valid until the next call."""
+        logits = self._project(self.hidden[part])
+        return torch.log_softmax(logits, -1, out=self._normalised[:len(logits)])
+
+    def softmax(self, part: slice) -> Tensor:
+        """[positions, vocabulary]; valid until the next call."""
+        logits = self._project(self.hidden[part])
+        return torch.softmax(logits, -1, out=self._normalised[:len(logits)])
+
+    def spare(self, like: Tensor) -> Tensor:
+        """Room for a tensor of that shape, free until the next projection."""
+        return self._logits[:len(like)]
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        room = self._logits[:len(hidden)]
+        if hidden.dtype != self.dtype:
+            logits = hidden @ self.weight.T
+            return room.copy_(logits if self.bias is None else logits + self.bias)
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.T, out=room)
+        return torch.addmm(self.bias, hidden, self.weight.T, out=room)
 
 
 def _chunks(tokens: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, tokens, chunk))
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    logits = hidden @ weight.T
-    return torch.log_softmax((logits if bias is None else logits + bias).to(dtype), -1)
+def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
+    """total += d_logits.T @ hidden, [vocabulary, width]."""
+    if hidden.dtype == total.dtype:
+        total.addmm_(d_logits.T, hidden)
+    else:
+        total += (d_logits.T.to(hidden.dtype) @ hidden).to(total.dtype)
 
 
-def _measure(name: str, log_p: Tensor, log_q: Tensor | None, measures: Measures) -> Tensor:
-    """One measure of a chunk, [positions], from log-distributions [positions, vocabulary]."""
+def _logprob_slope(p: Tensor, targets: Tensor, g: Tensor) -> Tensor:
+    """g (1[y] - p), in the place of p, [positions, vocabulary]."""
+    return p.mul_(-g[:, None]).scatter_add_(1, targets[:, None], g[:, None])
+
+
+def _measure(name: str, log_p: Tensor, log_q: Tensor | None, measures: Measures, spare: Tensor) -> Tensor:
+    """One measure of a chunk, [positions], from log-distributions [positions, vocabulary] and room for another."""
     if name == "entropy":
-        return -_dot(log_p.exp(), log_p)
+        return -_dot(torch.exp(log_p, out=spare), log_p)
     assert log_q is not None, "what needs a teacher is not asked for without one"
     if name == "kl":
-        value = _dot(log_q.exp(), log_q - log_p)
+        value = _dot(torch.exp(log_q, out=spare), log_q - log_p)
     elif name == "reverse_kl":
-        value = _dot(log_p.exp(), log_p - log_q)
+        value = _dot(torch.exp(log_p, out=spare), log_p - log_q)
     else:
         value = _js_entries(log_p, log_q, measures).sum(-1)
     return value.clamp_min(0.0)  # rounding alone can make it negative
@@ -182,11 +242,8 @@ def _slope(given: dict[str, Tensor], log_p: Tensor, log_q: Tensor | None, target
         if name != "logprob":
             v = _free_slope(name, p, log_p, log_q, measures) * g[:, None]
             free = v if free is None else free.add_(v)
-    total = p.new_zeros(len(p)) if free is None else free.sum(-1)
-    if "logprob" in given:
-        total = total + given["logprob"]
-    slope = p.mul_(-total[:, None]) if free is None else free.addcmul_(p, total[:, None], value=-1)
-    return slope.scatter_add_(1, targets[:, None], given["logprob"][:, None]) if "logprob" in given else slope
+    slope = torch.zeros_like(p) if free is None else free.addcmul_(p, free.sum(-1, keepdim=True), value=-1)
+    return slope if "logprob" not in given else slope.add_(_logprob_slope(p, targets, given["logprob"]))
 
 
 def _free_slope(name: str, p: Tensor, log_p: Tensor, log_q: Tensor | None, measures: Measures) -> Tensor:

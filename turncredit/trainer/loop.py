@@ -21,6 +21,7 @@ from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.learner import Credit, Learner
+from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.start import starting_policy
 from turncredit.trainer.tasks import TaskSampler
@@ -51,11 +52,12 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     checkpoint = newest_checkpoint(run.checkpoints) if resume else None
     policy = starting_policy(config, run, watcher.warming, checkpoint)
     learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed)
+    refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
     run.forget_from(first)
 
     sampler = TaskSampler(config.envs, config.seed)
-    agent = policy.agent(max_batch=config.rollout.max_batch)
+    agent = policy.agent(None, config.rollout.max_batch, config.rollout.schedule, config.rollout.engine_timeout_s)
     agent.engine.policy_version = first
     rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
     health = _Health(config)
@@ -120,7 +122,8 @@ def budget_of(r: RolloutConfig) -> Budget:
 def evaluate_policy(config: Config, policy: Policy) -> list[Score]:
     """Evaluate on `evaluation.envs`, with tasks and draws that are the same at each call."""
     wanted = config.evaluation
-    agent = policy.agent(Sampling(wanted.temperature, wanted.top_p), config.rollout.max_batch)
+    agent = policy.agent(Sampling(wanted.temperature, wanted.top_p), config.rollout.max_batch,
+                         config.rollout.schedule, config.rollout.engine_timeout_s)
     rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
     scores = evaluate(rollout, wanted.envs, wanted.tasks, wanted.k, seed_of(config.seed, "evaluation"),
                       side_by_side=config.rollout.max_batch)
