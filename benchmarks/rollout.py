@@ -163,13 +163,13 @@ def main() -> None:
     parser.add_argument("--model", help="a folder that transformers can load, in place of random weights")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="on a machine that others use, more wait for each other")
     parser.add_argument("--only", choices=["one_turn", "several_turns", "schedules"])
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     measures: dict[str, Callable[[], dict[str, float]]] = {
         "one_turn": lambda: compare_with_generate(model, Workload(4, 1, 60), wanted.repeats),
-        "several_turns": lambda: compare_with_generate(model, Workload(2, 4, 200), wanted.repeats),
+        "several_turns": lambda: compare_with_generate(model, Workload(4, 4, 200), wanted.repeats),
         "schedules": lambda: compare_schedules(2 * wanted.repeats)}
     names = [wanted.only] if wanted.only else list(measures)
     model = model_of(wanted.model, wanted.layers) if names != ["schedules"] else None

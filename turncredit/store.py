@@ -142,7 +142,11 @@ class RunFolder:
     def write_group(self, group: Group) -> None:
         """Write a group's episodes as one file, whole or not at all."""
         episodes, first = group.episodes, group.episodes[0]
-        write_episodes(self.episodes / f"step-{first.step:06d}-group-{first.group:04d}.parquet", episodes)
+        write_episodes(self.group_file(first.step, first.group), episodes)
+
+    def group_file(self, step: int, group: int) -> Path:
+        """Where a group's episodes stand, or will."""
+        return self.episodes / f"step-{step:06d}-group-{group:04d}.parquet"
 
     def read_episodes(self) -> Iterator[Episode]:
         """Every episode, in the order of their ids."""

@@ -11,8 +11,9 @@ from typing import Any
 
 from turncredit.agents.base import Engine, Request, Sample, Sampling, Stream
 from turncredit.agents.chat import ChatFormat
-from turncredit.agents.engine_calls import EngineCalls
+from turncredit.agents.engine_calls import EngineCalls, settle
 from turncredit.agents.streams import stream_of
+from turncredit.errors import EngineError
 
 Asked = tuple[Request, "asyncio.Future[Sample]"]
 
@@ -86,22 +87,20 @@ class AsynchronousAgent:
                 asked |= zip(numbers, [answer for _, answer in coming], strict=True)
                 for number, sample in ended:
                     answer = asked.pop(number)
-                    if not answer.done():
-                        answer.set_result(sample)
+                    settle(answer, sample)
         except Exception as error:  # it belongs to the episodes that asked, each of which ends with it
             self._calls.forget(self.engine)  # what is still under way is nobody's any more
             for answer in (*asked.values(), *(answer for _, answer in (*coming, *self._arrived))):
-                if not answer.done():
-                    answer.set_exception(error)
+                settle(answer, error)
             self._arrived.clear()
         self._idle_since = asyncio.get_running_loop().time()
 
-    def _advance(self, requests: Sequence[Request]) -> tuple[list[int], list[tuple[int, Sample]]]:
+    def _advance(self, requests: Sequence[Request]) -> tuple[list[int], Sequence[tuple[int, Sample | EngineError]]]:
         """Step until a sample has come to its end, or somebody else is there."""
         if self._stream is None:
             self._stream = stream_of(self.engine, self.sampling, self.chat.stop_ids)
         numbers = self._stream.add(requests)
-        ended: list[tuple[int, Sample]] = []
+        ended: Sequence[tuple[int, Sample | EngineError]] = []
         while self._stream.unfinished and not ended and not self._arrived:
             ended = self._stream.step()
         return numbers, ended

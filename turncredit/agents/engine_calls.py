@@ -7,11 +7,21 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from turncredit.agents.base import Engine
+from turncredit.agents.base import Engine, Sample
 from turncredit.daemon import in_daemon_thread
 from turncredit.errors import EngineError
 
 T = TypeVar("T")
+
+
+def settle(answer: asyncio.Future[Sample], outcome: Sample | Exception) -> None:
+    """Give an episode its sample, or the reason why there is none; one that was cancelled gets nothing."""
+    if answer.done():
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)
 
 
 class EngineCalls:
