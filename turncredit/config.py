@@ -150,6 +150,7 @@ class EvaluationConfig(Strict):
     every: int | None = Field(None, ge=1, description="steps between evaluations in training; null: none")
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    leakage: Literal["report", "refuse", "ignore"] = Field("report", description="evaluated tasks among trained ones")
 
 
 class Config(Strict):

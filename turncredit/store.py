@@ -4,6 +4,8 @@
     runs/NAME/episodes/*.parquet    a file a group, put there whole: pandas.read_parquet("runs/NAME/episodes")
     runs/NAME/metrics.jsonl         a line a step: pandas.read_json("runs/NAME/metrics.jsonl", lines=True)
     runs/NAME/checkpoints/step-…    what `--resume` continues from
+    runs/NAME/policy, best          the last policy, and the one that did best in distribution, where that is evaluated
+    runs/NAME/leakage.json          evaluated tasks that stand among the trained ones, of a sample
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ class Evaluation:
         return [*FLOORS, *self.models, *([CEILING] if any(map(has_expert, self.wanted.suite.envs)) else [])]
 
     def _rollout(self, name: str) -> Rollout:
-        policy, config = self.models[name if name in self.models else "policy"]
-        r = config.rollout
+        policy, _ = self.models[name if name in self.models else "policy"]
+        r = self.models["policy"][1].rollout  # the same bounds for both that are compared
         budget = Budget(r.turn_tokens, r.episode_tokens, r.context_tokens, r.step_timeout_s)
         if name not in self.models:
             return bound_rollout(name, policy.chat, budget, policy.config.tool_calls)

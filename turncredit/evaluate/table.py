@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +14,8 @@ Interval = tuple[float, float] | None
 
 def show(evaluation: Evaluation, console: Console) -> None:
     """Print scores, means, comparison and leakage, each where there is something to say."""
-    console.print(scores_table(evaluation.scores, evaluation.wanted.suite.k))
+    for table in score_tables(evaluation.scores, evaluation.wanted.suite.k):
+        console.print(table)
     for s in evaluation.scores:
         if s.unjudged:
             ends = ", ".join(f"{reason}: {count}" for reason, count in sorted(s.stops.items()))
@@ -26,34 +28,38 @@ def show(evaluation: Evaluation, console: Console) -> None:
         console.print(_leaks(evaluation))
 
 
-def scores_table(scores: list[Score], k: int) -> Table:
-    """A row an agent and environment: the floor first, the ceiling last."""
-    table = Table()
-    names = ("environment", "split", "agent", "tasks", f"avg@{k}", "95 %", *dict.fromkeys(("pass@1", f"pass@{k}")),
-             *((f"pass^{k}",) if k > 1 else ()), "turns", "tokens", "invalid", "time-outs", "not judged")
-    for name in names:
-        table.add_column(name, justify="left" if name in names[:3] else "right")
-    order = list(dict.fromkeys((s.env, s.split) for s in scores))
-    for place, (env, split) in enumerate(order):
-        rows = [s for s in scores if (s.env, s.split) == (env, split)]
-        for i, s in enumerate(rows):
-            table.add_row(*((env, split) if i == 0 else ("", "")), s.agent, str(s.tasks), figure(s.avg),
-                          _interval(s.interval), *(figure(s.pass_at.get(n)) for n in sorted({1, k})),
-                          *((figure(s.pass_all.get(k)),) if k > 1 else ()), f"{s.turns:.1f}", f"{s.tokens:.0f}",
-                          figure(s.invalid), str(s.timeouts), str(s.unjudged),
-                          end_section=i == len(rows) - 1 and place < len(order) - 1)
+def score_tables(scores: list[Score], k: int) -> list[Table]:
+    """A table an environment and split, a row an agent: the floor first, the ceiling last."""
+    return [_of_one([s for s in scores if (s.env, s.split) == place], k)
+            for place in dict.fromkeys((s.env, s.split) for s in scores)]
+
+
+def _of_one(scores: list[Score], k: int) -> Table:
+    first = scores[0]
+    table = Table(title=f"{first.env} {first.split}, {first.tasks} tasks", title_justify="left", box=box.HORIZONTALS,
+                  padding=(0, 1, 0, 0))
+    counts = sorted({1, k})
+    passes = (*(f"pass@{n}" for n in counts), *((f"pass^{k}",) if k > 1 else ()))
+    for name in ("agent", f"avg@{k}", "95 %", *passes, "turns", "tokens", "invalid", "not judged"):
+        table.add_column(name, justify="left" if name == "agent" else "right", no_wrap=name in ("agent", "95 %"))
+    for s in scores:
+        together = (figure(s.pass_all.get(k)),) if k > 1 else ()
+        table.add_row(s.agent, figure(s.avg), _short(s.interval), *(figure(s.pass_at.get(n)) for n in counts),
+                      *together, f"{s.turns:.1f}", f"{s.tokens:.0f}", figure(s.invalid), str(s.unjudged))
     return table
 
 
 def _means(evaluation: Evaluation) -> Table:
     table = Table(title="mean over environments", title_justify="left")
-    for name in ("agent", "in distribution", "ood"):
-        table.add_column(name, justify="left" if name == "agent" else "right")
+    table.add_column("agent")
+    kinds = ("in distribution", "ood")
+    for kind in kinds:
+        count = max((m.environments for m in evaluation.means if m.kind == kind), default=0)
+        table.add_column(f"{kind}, {count} environment{'s' * (count != 1)}", justify="right")
     for agent in dict.fromkeys(m.agent for m in evaluation.means):
         found = {m.kind: m for m in evaluation.means if m.agent == agent}
-        cells = [f"{m.avg:.3f} ({_interval(m.interval)}), {m.environments} environments" if m else "-"
-                 for m in (found.get("in distribution"), found.get("ood"))]
-        table.add_row(agent, *cells)
+        table.add_row(agent, *(f"{m.avg:.3f} ({_interval(m.interval)})" if (m := found.get(kind)) else "-"
+                               for kind in kinds))
     return table
 
 
@@ -64,7 +70,7 @@ def _comparisons(evaluation: Evaluation) -> Table:
         table.add_column(name, justify="left" if name in ("environment", "split") else "right")
     for c in evaluation.comparisons:
         difference = "-" if c.difference is None else f"{c.difference:+.3f}"
-        table.add_row(c.env, c.split, str(c.tasks), difference, _interval(c.interval, "+.3f"), str(c.win), str(c.tie),
+        table.add_row(c.env, c.split, str(c.tasks), difference, _interval(c.interval, "+.2f"), str(c.win), str(c.tie),
                       str(c.loss))
     return table
 
@@ -85,3 +91,7 @@ def figure(value: float | None) -> str:
 
 def _interval(interval: Interval, form: str = ".3f") -> str:
     return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def _short(interval: Interval) -> str:
+    return "" if interval is None else f"{interval[0]:.2f}, {interval[1]:.2f}"
