@@ -6,6 +6,8 @@
     runs/NAME/credit/*.parquet      a file a step, a row a generated token: what it earned, and why
     runs/NAME/checkpoints/step-…    what `--resume` continues from
     runs/NAME/refused/              the newest batch whose update was refused, and the weights that it was to change
+    runs/NAME/policy, best          the last policy, and the one that did best in distribution, where that is evaluated
+    runs/NAME/leakage.json          evaluated tasks that stand among the trained ones, of a sample
 """
 
 from __future__ import annotations
@@ -146,7 +148,11 @@ class RunFolder:
     def write_group(self, group: Group) -> None:
         """Write a group's episodes as one file, whole or not at all."""
         episodes, first = group.episodes, group.episodes[0]
-        write_episodes(self.episodes / f"step-{first.step:06d}-group-{first.group:04d}.parquet", episodes)
+        write_episodes(self.group_file(first.step, first.group), episodes)
+
+    def group_file(self, step: int, group: int) -> Path:
+        """Where a group's episodes stand, or will."""
+        return self.episodes / f"step-{step:06d}-group-{group:04d}.parquet"
 
     def read_episodes(self) -> Iterator[Episode]:
         """Every episode, in the order of their ids."""

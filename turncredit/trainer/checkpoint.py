@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ SIZES = "sizes.json"  # the bytes of each file, written last
 
 
 def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: torch.optim.Optimizer,
-                    state: dict[str, Any], keep: int, kept: Collection[int] = ()) -> Path:
-    """Write `folder`/step-NNNNNN, then drop all but the newest `keep` and those of the steps in `kept`.
+                    state: dict[str, Any], keep: int) -> Path:
+    """Write `folder`/step-NNNNNN, then drop all but the newest `keep`.
 
     `steps_done` is also where a resumed run goes on. Tasks, samples and references are drawn from seeds by step,
     so the step is the position of every one of them; torch's own generator is saved for models that draw by themselves.
@@ -34,10 +33,8 @@ def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: to
     if path.exists():
         shutil.rmtree(path)
     write_whole(path, write)
-    names = {f"step-{step:06d}" for step in kept}
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        if old.name not in names:
-            shutil.rmtree(old)
+        shutil.rmtree(old)
     return path
 
 
@@ -58,17 +55,6 @@ def is_whole(path: Path) -> bool:
 def _sizes(path: Path) -> dict[str, int]:
     return {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*"))
             if file.is_file() and file.name != SIZES}
-
-
-def best_step(metrics: list[dict[str, Any]]) -> int | None:
-    """How many steps were done at the best evaluation, by its mean over environments; the earliest of equals.
-
-    Args:
-        metrics: the run's lines, each with its "step" and maybe an "evaluation".
-    """
-    scored = [(sum(s["avg"] for s in judged) / len(judged), -line["step"] - 1) for line in metrics
-              if (judged := [s for s in line.get("evaluation", ()) if s["avg"] is not None])]
-    return -max(scored)[1] if scored else None
 
 
 def restore(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

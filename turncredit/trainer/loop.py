@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +19,12 @@ from turncredit.agents.base import Sampling
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
 from turncredit.episode import Group, StopReason
 from turncredit.errors import UserError
-from turncredit.evaluate import Score, evaluate
+from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
-from turncredit.trainer.checkpoint import best_step, newest_checkpoint, restore, save_checkpoint
+from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.learner import Credit, Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
@@ -30,6 +33,8 @@ from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.sampling import StepSampler
 from turncredit.trainer.start import starting_policy
 from turncredit.trainer.tasks import TaskSampler
+
+log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -106,16 +111,16 @@ def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: T
     metrics |= record.class_means()
     if config.evaluation.every and done % config.evaluation.every == 0:
         metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy)]
+        keep_best(run, policy, metrics["evaluation"])
         clock.lap("evaluation_s")
     metrics |= clock.seconds
     metrics["tokens_per_second"] = metrics["generated_tokens"] / max(metrics["sampling_s"], 1e-9)
     if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
         _save_refused(run, step, policy)
     run.append_metrics(metrics)
-    best = best_step(run.read_metrics()) if trainer.keep_best else None
-    if done % trainer.save_every == 0 or done == trainer.steps or best == done:
+    if done % trainer.save_every == 0 or done == trainer.steps:
         save_checkpoint(run.checkpoints, done, policy, learner.optimizer, {"seed": config.seed},
-                        trainer.keep_checkpoints, [] if best is None else [best])
+                        trainer.keep_checkpoints)
 
 
 def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
@@ -148,10 +153,48 @@ def open_run(config: Config, resume: bool) -> RunFolder:
         changed = _differences(yaml.safe_load(file.read_text()), settings)
         if changed:
             raise UserError(f"{run.path} was run with another configuration; these keys differ: {', '.join(changed)}")
+    leaks = [] if resume else leaks_of(config)
     run.create()
     if not resume:
+        report = json.dumps([asdict(leak) for leak in leaks], indent=1)
+        write_whole(run.path / "leakage.json", lambda path: path.write_text(report))
         write_whole(file, lambda path: path.write_text(yaml.safe_dump(settings, sort_keys=False)))
     return run
+
+
+def leaks_of(config: Config) -> list[Leak]:
+    """Evaluated tasks among the trained ones, of a sample; each is warned of.
+
+    Raises:
+        UserError: there are some, and `evaluation.leakage` is "refuse".
+    """
+    wanted = config.evaluation
+    if wanted.leakage == "ignore" or not wanted.envs:
+        return []
+    leaks = leakage(config.envs, wanted.envs)
+    for leak in (leak for leak in leaks if not leak.clean):
+        what = (f"{leak.normalised} of {leak.tasks} tasks of {leak.env} ({leak.split}) stand in the training tasks, "
+                f"such as {leak.example!r}")
+        if wanted.leakage == "refuse":
+            raise UserError(f"evaluation.leakage is 'refuse': {what}; evaluate another split, or set it to 'report'")
+        log.warning("%s", what)
+    return leaks
+
+
+def keep_best(run: RunFolder, policy: Policy, evaluation: Sequence[dict[str, Any]]) -> None:
+    """Keep the policy in `best/` where it does better than ever before on what is evaluated in distribution.
+
+    "ood" is left out of the choice, or it would be chosen on; where nothing else is evaluated nothing is kept.
+    """
+    reached = _in_distribution(evaluation)
+    earlier = [_in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
+    if reached is not None and all(one is None or reached > one for one in earlier):
+        write_whole(run.path / "best", policy.save)
+
+
+def _in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
+    known = [one["avg"] for one in evaluation if one["split"] != "ood" and one["avg"] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def budget_of(r: RolloutConfig) -> Budget:

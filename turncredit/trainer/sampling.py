@@ -54,7 +54,7 @@ class StepSampler:
                 on_group: Callable[[Group], None] | None) -> list[Group]:
         part = self.world.part(len(tasks))
         groups = self.rollout.sample_groups(tasks[part.start:part.stop], self.settings.group_size,
-                                            seed_of(self.seed, "sample", step), step, on_group, first + part.start)
+                                            seed_of(self.seed, "sample", step), step, on_group, [first + i for i in part])
         return self.world.joined(groups)
 
 
