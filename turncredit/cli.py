@@ -14,12 +14,14 @@ from rich.text import Text
 
 from turncredit.config import EnvConfig
 from turncredit.errors import UserError
+from turncredit.run_commands import add_commands
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 envs_app = typer.Typer(no_args_is_help=True, help="List and show environments.")
 app.add_typer(envs_app, name="envs")
 sandbox_app = typer.Typer(no_args_is_help=True, help="Check sandboxes, and make an image for Docker's.")
 app.add_typer(sandbox_app, name="sandbox")
+add_commands(app)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="a YAML file, such as configs/quickstart.yaml")]

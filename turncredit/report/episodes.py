@@ -18,7 +18,8 @@ from turncredit.report.runs import RecordedRun
 from turncredit.store import read_episodes
 
 CHUNK = 64  # episodes: small enough to open at once, large enough to compress well
-COLUMNS = ("run", "id", "step", "env", "split", "task", "reward", "passed", "stop", "turns", "tokens", "route", "credited")
+COLUMNS = ("run", "id", "step", "env", "split", "task", "reward", "passed", "stop", "turns", "tokens",
+           "route", "credited")
 
 
 @dataclass

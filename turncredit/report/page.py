@@ -32,8 +32,8 @@ def write_report(runs: Sequence[RecordedRun], out: Path, episodes: int = EPISODE
     index = EpisodeIndex()
     for number, run in enumerate(runs):
         index.add_run(run, number, max(1, episodes // len(runs)))
-    page = Environment(loader=PackageLoader("turncredit.report", "page"), autoescape=True).get_template("page.html.jinja")
-    html = page.render(
+    templates = Environment(loader=PackageLoader("turncredit.report", "page"), autoescape=True)
+    html = templates.get_template("page.html.jinja").render(
         title=", ".join(run.name for run in runs), runs=[overview(run) for run in runs], settings=settings_table(runs),
         style=_asset("page.css"), script=_asset("page.js"), plotly=_plotly(), charts=Markup(packed(figures(runs))),
         index=Markup(packed({"columns": index.columns, "runs": [run.name for run in runs]})),
