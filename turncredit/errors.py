@@ -18,6 +18,10 @@ class MissingExtra(UserError):
         self.extra = extra
 
 
+class EngineError(Exception):
+    """An engine died, hung or answered nonsense: the episodes that asked end with it, and others go on."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``'; did you mean …?'`` for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -15,13 +15,14 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 
 import turncredit
-from turncredit.envs import SPLITS, list_envs
+from turncredit.envs import SPLITS, list_envs, spec
 from turncredit.envs.pantry import GOODS, OOD_GOODS
 from turncredit.errors import UserError
 
-# Those that need a data file or a sandbox have tests of their own.
+# Those that need a data file, a sandbox or another package have tests of their own.
 ELSEWHERE = ("Questions", "Code", "MathPython", "DataAnalysis", "WebShop")
-GENERATED = [id for id in list_envs() if id.startswith("turncredit/") and not any(name in id for name in ELSEWHERE)]
+GENERATED = [id for id in list_envs() if id.startswith("turncredit/") and not any(name in id for name in ELSEWHERE)
+             and ".adapters." not in str(spec(id).entry_point)]
 CASES = [(id, level, split) for id in GENERATED for split in SPLITS
          for level in range(1, turncredit.make(id).unwrapped.levels + 1)]  # type: ignore[attr-defined]
 

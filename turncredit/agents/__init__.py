@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from turncredit.agents.base import Actor, Agent, Engine, Request, Sample, Sampling
+from turncredit.agents.asynchronous import AsynchronousAgent
+from turncredit.agents.base import Actor, Agent, Engine, Request, Sample, Sampling, Stream
 from turncredit.agents.chat import ChatFormat
 from turncredit.agents.engine_agent import EngineAgent
 from turncredit.agents.scripted import SCRIPTS, ScriptedAgent
@@ -11,8 +12,9 @@ from turncredit.toolcalls import MalformedCall, ToolCall, ToolFormat, ToolSpec, 
 if TYPE_CHECKING:
     from turncredit.agents.transformers_engine import TransformersEngine
 
-__all__ = ["SCRIPTS", "Actor", "Agent", "ChatFormat", "Engine", "EngineAgent", "MalformedCall", "Request", "Sample",
-           "Sampling", "ScriptedAgent", "ToolCall", "ToolFormat", "ToolSpec", "TransformersEngine", "tool_format"]
+__all__ = ["SCRIPTS", "Actor", "Agent", "AsynchronousAgent", "ChatFormat", "Engine", "EngineAgent", "MalformedCall",
+           "Request", "Sample", "Sampling", "ScriptedAgent", "Stream", "ToolCall", "ToolFormat", "ToolSpec",
+           "TransformersEngine", "tool_format"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from turncredit.agents.base import Engine, Request, Sample, Sampling
 from turncredit.agents.chat import ChatFormat
+from turncredit.agents.engine_calls import EngineCalls, settle
 
 
 class EngineAgent:
@@ -16,14 +17,21 @@ class EngineAgent:
 
     The batch is made in the order of the episodes' start, so that a run with a seed is the same run again,
     however long each environment took.
+
+    Args:
+        engine: what samples.
+        chat: the model's chat format.
+        sampling: the distribution.
+        timeout_s: the longest that the engine may take for a turn of all episodes.
     """
 
-    def __init__(self, engine: Engine, chat: ChatFormat, sampling: Sampling | None = None) -> None:
+    def __init__(self, engine: Engine, chat: ChatFormat, sampling: Sampling | None = None,
+                 timeout_s: float = 1800.0) -> None:
         self.engine, self.chat, self.sampling = engine, chat, sampling or Sampling()
         self._running = 0
         self._started = 0
         self._waiting: dict[int, tuple[Request, asyncio.Future[Sample]]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")  # the event loop stays free meanwhile
+        self._calls = EngineCalls(timeout_s)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -52,7 +60,7 @@ class EngineAgent:
         self._running -= 1
         self._waiting.pop(seat, None)  # where the episode was cancelled while it waited
         if not self._running:  # each rollout starts from nothing, so that a resumed run does what the whole one did
-            self._thread.submit(self.engine.forget)
+            self._calls.forget(self.engine)
         self._sample_if_all_wait()
 
     def _sample_if_all_wait(self) -> None:
@@ -64,17 +72,13 @@ class EngineAgent:
 
     async def _sample(self, batch: list[tuple[Request, asyncio.Future[Sample]]]) -> None:
         requests = [request for request, _ in batch]
-        loop = asyncio.get_running_loop()
         try:
-            samples = await loop.run_in_executor(self._thread, self.engine.generate, requests, self.sampling,
-                                                 self.chat.stop_ids)
+            samples = await self._calls.run(partial(self.engine.generate, requests, self.sampling, self.chat.stop_ids))
             for (_, answer), sample in zip(batch, samples, strict=True):
-                if not answer.done():
-                    answer.set_result(sample)
+                settle(answer, sample)
         except Exception as error:  # it belongs to the episodes that asked, each of which ends with it
             for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
+                settle(answer, error)
 
 
 class _Seat:

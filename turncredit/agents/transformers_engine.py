@@ -12,10 +12,12 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from turncredit.agents.base import Request, Sample, Sampling
+from turncredit.agents.base import Request, Sample, Sampling, Stream
 from turncredit.agents.continuous import ContinuousBatch
 from turncredit.agents.kept import KeyValueShape
+from turncredit.agents.packed import PackedLinears
 from turncredit.agents.plain_batch import sample_plainly
+from turncredit.agents.streams import Batches
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class TransformersEngine:
         self._batch: ContinuousBatch | None = None
         self._tried = False
         self._weights: tuple[int, ...] = ()
+        self._packed = PackedLinears(model, _free_bytes(model.device) // 4)
 
     @property
     def keeps(self) -> bool:
@@ -61,6 +64,14 @@ class TransformersEngine:
                                                      stop_ids)]
             return self._generate(self._batch, requests, sampling, stop_ids)
 
+    def stream(self, sampling: Sampling, stop_ids: Sequence[int]) -> Stream:
+        """Requests that come at any time, each of which gets a row as soon as there is one."""
+        self._try_once()
+        if self._batch is None:
+            return Batches(self, sampling, stop_ids)
+        self._batch.draw_from(sampling, stop_ids)
+        return _Stream(self, self._batch)
+
     def forget(self) -> None:
         """Drop what is kept of episodes."""
         if self._batch is not None:
@@ -68,9 +79,7 @@ class TransformersEngine:
 
     def _generate(self, batch: ContinuousBatch, requests: Sequence[Request], sampling: Sampling,
                   stop_ids: Sequence[int]) -> list[Sample]:
-        if self._weights != (weights := self._stamp()):
-            batch.forget()  # what other weights have read
-            self._weights = weights
+        self._forget_other_weights(batch)
         batch.draw_from(sampling, stop_ids)
         samples: dict[int, Sample] = {}
         try:
@@ -82,6 +91,12 @@ class TransformersEngine:
             raise
         return [samples[number] for number in numbers]
 
+    def _forget_other_weights(self, batch: ContinuousBatch) -> None:
+        """Drop what other weights have read."""
+        if self._weights != (weights := self._stamp()):
+            batch.forget()
+            self._weights = weights
+
     @contextmanager
     def _ready(self) -> Iterator[None]:
         """The model in evaluation mode and in the trainer's precision."""
@@ -89,7 +104,7 @@ class TransformersEngine:
         if was_training:
             self.model.eval()
         try:
-            with self.precision():
+            with self.precision(), self._packed.used():
                 yield
         finally:
             if was_training:
@@ -110,7 +125,7 @@ class TransformersEngine:
         try:
             with self._ready(), torch.inference_mode():
                 shape = self._shape()
-                batch = ContinuousBatch(self.model, shape, self.max_batch, self._bytes(shape.device))
+                batch = ContinuousBatch(self.model, shape, self.max_batch, self._bytes())
                 difference = self._trial(batch)
             allowed = 1e-3 if shape.dtype == torch.float32 else 0.25
             if not difference <= allowed:
@@ -154,9 +169,36 @@ class TransformersEngine:
                 contexts[i] = [*context, *ids, 11, 12]
         return max(differences)
 
-    def _bytes(self, device: torch.device) -> int:
-        if self.cache_bytes is not None:
-            return self.cache_bytes
-        if device.type == "cuda":
-            return int(torch.cuda.mem_get_info(device)[0]) // 4
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    def _bytes(self) -> int:
+        return _free_bytes(self.model.device) // 4 if self.cache_bytes is None else self.cache_bytes
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses, on that device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Stream:
+    """The engine's rows as a stream."""
+
+    def __init__(self, engine: TransformersEngine, batch: ContinuousBatch) -> None:
+        self._engine, self._batch = engine, batch
+
+    @property
+    def unfinished(self) -> int:
+        return self._batch.unfinished
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        if not self.unfinished:
+            self._engine._forget_other_weights(self._batch)
+        return self._batch.add(requests)
+
+    def step(self) -> list[tuple[int, Sample]]:
+        try:
+            with self._engine._ready():
+                return self._batch.step()
+        except BaseException:
+            self._batch.forget()  # a step broke off half-way
+            raise

@@ -16,7 +16,7 @@ from turncredit.config import TeacherConfig, TrainerConfig
 from turncredit.episode import Episode, Group, Segment
 from turncredit.seeds import seed_of
 from turncredit.trainer.algorithms import Algorithm, GroupCredit
-from turncredit.trainer.batch import make_batch, pack_by_tokens, to_rows
+from turncredit.trainer.batch import Batch, make_batch, pack_by_tokens, to_rows
 from turncredit.trainer.head import TokenScores
 from turncredit.trainer.loss import policy_loss
 from turncredit.trainer.policy import Policy
@@ -36,11 +36,10 @@ class CreditedEpisode:
     teacher_prompt: Segment | None = None
 
     @property
-    def padded_length(self) -> int:
-        """Tokens of the longer of the two sequences."""
-        prompt = self.episode.segments[0].token_ids
-        longer = prompt if self.teacher_prompt is None else max(prompt, self.teacher_prompt.token_ids, key=len)
-        return len(longer) + sum(len(s.token_ids) for s in self.episode.response)
+    def readings(self) -> list[list[Segment]]:
+        """What the student reads, and what the teacher reads where there is one."""
+        prompts = [self.episode.segments[0]] + ([] if self.teacher_prompt is None else [self.teacher_prompt])
+        return [[prompt, *self.episode.response] for prompt in prompts]
 
 
 @dataclass(slots=True)
@@ -107,7 +106,7 @@ class Learner:
         an episode has no teacher."""
         weights: list[NDArray[np.float32] | None] = [None] * len(credited)
         with_teacher = [i for i, one in enumerate(credited) if one.teacher_prompt is not None]
-        parts = pack_by_tokens([credited[i].padded_length for i in with_teacher], self.settings.micro_batch_tokens)
+        parts = pack_by_tokens([credited[i].readings for i in with_teacher], self.settings.micro_batch_tokens)
         order = [with_teacher[i] for part in parts for i in part]
         if not order:
             return weights
@@ -147,8 +146,8 @@ class Learner:
         batches = []
         for has_teacher in (True, False):
             chosen = [i for i, one in enumerate(episodes) if (one.teacher_prompt is not None) == has_teacher]
-            lengths = [episodes[i].padded_length for i in chosen]
-            batches += [[chosen[i] for i in part] for part in pack_by_tokens(lengths, self.settings.micro_batch_tokens)]
+            parts = pack_by_tokens([episodes[i].readings for i in chosen], self.settings.micro_batch_tokens)
+            batches += [[chosen[i] for i in part] for part in parts]
         return batches
 
     def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: _Statistics) -> float:
@@ -169,16 +168,11 @@ class Learner:
                        drift=(scores.logprobs.detach() - old).abs())
         return float(loss.detach())
 
-    def _scores(self, part: Sequence[CreditedEpisode]) -> tuple[TokenScores, Any]:
+    def _scores(self, part: Sequence[CreditedEpisode]) -> tuple[TokenScores, Batch]:
         """Logprobs under the student and the teacher's KL, of every generated token of these episodes."""
-        policy = self.policy
-        batch = make_batch([one.episode.segments for one in part]).to(policy.device)
-        prompts = [one.teacher_prompt for one in part]
-        conditioned = [[p, *one.episode.response] for p, one in zip(prompts, part) if p is not None]
-        if not conditioned:
-            return policy.scores(batch), batch
-        assert len(conditioned) == len(part), "a micro-batch has a teacher for all or for none"
-        return policy.scores(batch, make_batch(conditioned).to(policy.device)), batch
+        student, *teacher = zip(*(one.readings for one in part), strict=True)  # a teacher for all or for none
+        batch, *conditioned = (make_batch(read).to(self.policy.device) for read in (student, *teacher))
+        return self.policy.scores(batch, conditioned[0] if conditioned else None), batch
 
 
 def learning_rate_factor(settings: TrainerConfig, step: int) -> float:

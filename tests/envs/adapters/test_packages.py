@@ -1,0 +1,103 @@
+"""What belongs to one package alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import turncredit
+from turncredit.errors import UserError
+
+
+def make(id: str, **arguments: Any) -> Any:
+    return turncredit.make(f"turncredit/{id}-v0", **arguments).unwrapped
+
+
+def replay(env: Any, index: int, stops_early: bool = False) -> float:
+    """The reward of a BFCL ground truth, or of one without the calls of its last turn that has any."""
+    env.reset(options={"task": index})
+    last = max(turn for turn, calls in enumerate(env.task.hidden["gold"]) if calls)
+    over, reward = False, 0.0
+    while not over:
+        action = "done" if stops_early and len(env._calls) - 1 == last else env.expert_action()
+        _, reward, terminated, truncated, _ = env.step(action)
+        over = terminated or truncated
+    return float(reward)
+
+
+@pytest.mark.parametrize("category", ["base", "miss_func", "miss_param", "long_context"])
+def test_bfcl_s_ground_truth_is_valid_in_every_split(category: str) -> None:
+    pytest.importorskip("bfcl_eval", reason="the extra bfcl is not installed")
+    envs = [make("BFCL", category=category, split=split) for split in ("train", "test", "ood")]
+    assert sum(env.num_tasks for env in envs) == (199 if category == "miss_func" else 200)
+    for env in envs:
+        for index in range(0, env.num_tasks, 4):
+            assert replay(env, index) == 1.0, env.task.id
+
+
+def test_bfcl_s_ground_truth_that_stops_early_is_rejected() -> None:
+    pytest.importorskip("bfcl_eval", reason="the extra bfcl is not installed")
+    env = make("BFCL")
+    assert not any(replay(env, index, stops_early=True) for index in range(0, env.num_tasks, 4))
+
+
+def test_bfcl_shows_a_withheld_function_when_its_turn_comes() -> None:
+    pytest.importorskip("bfcl_eval", reason="the extra bfcl is not installed")
+    env = make("BFCL", category="miss_func")
+    _, info = env.reset(options={"task": 0})
+    (turn, names), = env.task.hidden["entry"]["missed_function"].items()
+    assert not {tool.name for tool in info["tools"]} & set(names)
+    said = [env.step("done")[0] for _ in range(int(turn))]
+    assert all(name in said[-1] and name in {tool.name for tool in env.tools} for name in names)
+    assert not any(f'"name": "{name}"' in text for name in names for text in said[:-1])
+
+
+def test_what_an_agent_writes_to_bfcl_is_never_evaluated(tmp_path: Path) -> None:
+    pytest.importorskip("bfcl_eval", reason="the extra bfcl is not installed")
+    env = make("BFCL")
+    env.reset(seed=0)
+    name = env.tools[0].name
+    mark = tmp_path / "evaluated"
+    code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
+    for call in ({"name": name, "arguments": {f"x={code}, y": 1}}, {"name": f"{name}({code})", "arguments": {}},
+                 {"name": name, "arguments": {"x": code}}):
+        env.step(f"<tool_call>{json.dumps(call)}</tool_call>")
+    while not env._over:
+        env.step("done")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("level", ["BabyAI-GoToLocal-v0", "MiniGrid-DoorKey-5x5-v0"])
+def test_minigrid_s_splits_hold_different_worlds(level: str) -> None:
+    pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
+    worlds: dict[str, set[str]] = {}
+    for split in ("train", "test"):
+        env = make("MiniGrid", env=level, split=split)
+        worlds[split] = {env._world(env.make_task(env.np_random).hidden["seed"]) for _ in range(80)}
+    assert not worlds["train"] & worlds["test"]
+
+
+def test_a_level_that_minigrid_does_not_have_suggests_the_nearest() -> None:
+    pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
+    with pytest.raises(UserError, match="did you mean 'BabyAI-GoToLocal-v0'"):
+        make("MiniGrid", env="BabyAI-GoToLokal-v0")
+
+
+def test_reasoning_gym_s_wrong_and_excluded_tasks_and_settings_are_refused() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
+    with pytest.raises(UserError, match="did you mean 'chain_sum'"):
+        make("ReasoningGym", task="chainsum")
+    with pytest.raises(UserError, match="rewards any text"):
+        make("ReasoningGym", task="game_of_life_halting")
+    with pytest.raises(UserError, match="wrong_name"):
+        make("ReasoningGym", config={"wrong_name": 3})
+
+
+def test_reasoning_gym_reads_an_unreadable_answer_as_wrong_not_as_unknown() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
+    env = make("ReasoningGym", task="prime_factorization")
+    env.reset(seed=0)
+    assert env.step("<answer>no idea</answer>")[1] == 0.0

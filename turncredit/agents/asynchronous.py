@@ -1,0 +1,119 @@
+"""An agent whose episodes move by themselves: the engine always has the turns of whoever is ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from turncredit.agents.base import Engine, Request, Sample, Sampling, Stream
+from turncredit.agents.chat import ChatFormat
+from turncredit.agents.engine_calls import EngineCalls, settle
+from turncredit.agents.streams import stream_of
+from turncredit.errors import EngineError
+
+Asked = tuple[Request, "asyncio.Future[Sample]"]
+
+
+class AsynchronousAgent:
+    """Gives each turn to the engine as it comes, beside those that it is sampling: nobody waits for a slow environment.
+
+    A request's sample depends on its seed and not on who is sampled beside it, but for rounding: the same seed gives
+    the same episodes up to that.
+
+    Args:
+        engine: what samples; one with a `stream` takes turns in while it samples others.
+        chat: the model's chat format.
+        sampling: the distribution.
+        timeout_s: the longest wait for the next sample to end.
+    """
+
+    def __init__(self, engine: Engine, chat: ChatFormat, sampling: Sampling | None = None,
+                 timeout_s: float = 1800.0) -> None:
+        self.engine, self.chat, self.sampling = engine, chat, sampling or Sampling()
+        self.idle_s = 0.0  # in which episodes ran, and none of them wanted a turn
+        self._calls = EngineCalls(timeout_s)
+        self._running = self._started = 0
+        self._arrived: deque[Asked] = deque()
+        self._pump: asyncio.Task[None] | None = None
+        self._stream: Stream | None = None
+        self._idle_since: float | None = None
+
+    @property
+    def policy_version(self) -> int:
+        """The engine's."""
+        return self.engine.policy_version
+
+    @property
+    def max_context(self) -> int:
+        """The engine's, in tokens."""
+        return self.engine.max_context
+
+    def start(self, env: Any) -> _Seat:
+        """Begin an episode."""
+        self._running += 1
+        self._started += 1
+        return _Seat(self, self._started)
+
+    async def _ask(self, seat: int, request: Request) -> Sample:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Sample] = loop.create_future()
+        self._arrived.append((replace(request, episode=seat), answer))
+        if self._pump is None or self._pump.done():
+            if self._idle_since is not None:
+                self.idle_s += loop.time() - self._idle_since
+            self._pump = loop.create_task(self._sample())
+        return await answer
+
+    def _leave(self) -> None:
+        self._running -= 1
+        if not self._running:  # each rollout starts from nothing, so that a resumed run does what the whole one did
+            self._idle_since = None
+            self._calls.forget(self.engine)
+
+    async def _sample(self) -> None:
+        """Step the engine until nobody waits for it."""
+        asked: dict[int, asyncio.Future[Sample]] = {}
+        coming: list[Asked] = []
+        self._stream = None
+        try:
+            while self._arrived or asked:
+                coming = [self._arrived.popleft() for _ in range(len(self._arrived))]
+                coming = [(request, answer) for request, answer in coming if not answer.done()]  # some were cancelled
+                numbers, ended = await self._calls.run(partial(self._advance, [request for request, _ in coming]))
+                asked |= zip(numbers, [answer for _, answer in coming], strict=True)
+                for number, sample in ended:
+                    answer = asked.pop(number)
+                    settle(answer, sample)
+        except Exception as error:  # it belongs to the episodes that asked, each of which ends with it
+            self._calls.forget(self.engine)  # what is still under way is nobody's any more
+            for answer in (*asked.values(), *(answer for _, answer in (*coming, *self._arrived))):
+                settle(answer, error)
+            self._arrived.clear()
+        self._idle_since = asyncio.get_running_loop().time()
+
+    def _advance(self, requests: Sequence[Request]) -> tuple[list[int], Sequence[tuple[int, Sample | EngineError]]]:
+        """Step until a sample has come to its end, or somebody else is there."""
+        if self._stream is None:
+            self._stream = stream_of(self.engine, self.sampling, self.chat.stop_ids)
+        numbers = self._stream.add(requests)
+        ended: Sequence[tuple[int, Sample | EngineError]] = []
+        while self._stream.unfinished and not ended and not self._arrived:
+            ended = self._stream.step()
+        return numbers, ended
+
+
+class _Seat:
+    """One episode's place."""
+
+    def __init__(self, agent: AsynchronousAgent, number: int) -> None:
+        self._agent, self._number = agent, number
+
+    async def act(self, request: Request) -> Sample:
+        return await self._agent._ask(self._number, request)
+
+    def end(self) -> None:
+        self._agent._leave()

@@ -1,0 +1,12 @@
+"""Environments of other packages. Importing this registers their names; a package is imported when one is made."""
+
+from turncredit.envs.registry import register
+
+_HERE = "turncredit.envs.adapters"
+
+register("turncredit/FrozenLake-v0", f"{_HERE}.toy_text:FrozenLake")
+register("turncredit/Taxi-v0", f"{_HERE}.toy_text:Taxi")
+register("turncredit/CliffWalking-v0", f"{_HERE}.toy_text:CliffWalking")
+register("turncredit/MiniGrid-v0", f"{_HERE}.minigrid:MiniGrid")
+register("turncredit/ReasoningGym-v0", f"{_HERE}.reasoning_gym:ReasoningGym")
+register("turncredit/BFCL-v0", f"{_HERE}.bfcl:BFCL")

@@ -1,0 +1,71 @@
+"""`turncredit envs check` and `turncredit envs new`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from turncredit.errors import UserError
+
+COLOURS = {"pass": "green", "fail": "bold red", "skip": "dim"}
+Arguments = Annotated[str, typer.Option("--arguments", help="JSON, for its constructor")]
+
+
+def check_command(id: str, arguments: Arguments = "{}",
+                  quick: Annotated[bool, typer.Option("--quick", help="three tasks a row, in this process")] = False,
+                  seeds: Annotated[int, typer.Option(min=1, help="tasks a row")] = 12,
+                  deadline: Annotated[float, typer.Option(min=0.1, help="seconds, for a single call")] = 20.0,
+                  row: Annotated[list[str] | None, typer.Option(help="only this row; may be repeated")] = None,
+                  as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """Hold an environment to the contract, row by row; exit code 1 where it breaks one."""
+    from turncredit.envs.check import check
+
+    findings = check(id, parsed_arguments(arguments), quick, seeds, deadline, row)
+    failed = [finding for finding in findings if finding.verdict == "fail"]
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+        raise typer.Exit(bool(failed))
+    table = Table(title=id, title_justify="left")
+    for name in ("row", "", "what was seen"):
+        table.add_column(name, overflow="fold")
+    for finding in findings:
+        table.add_row(finding.row, Text(finding.verdict, COLOURS[finding.verdict]), Text(finding.detail))
+    console = Console()
+    console.print(table)
+    for finding in failed:
+        console.print(Text.assemble((f"{finding.row}: ", "bold red"), finding.detail, "\n  mend: ", finding.mend))
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in COLOURS}
+    console.print(f"{counts['pass']} rows hold, {counts['fail']} fail, {counts['skip']} do not apply")
+    raise typer.Exit(bool(failed))
+
+
+def parsed_arguments(text: str) -> dict[str, object]:
+    """The value of --arguments.
+
+    Raises:
+        UserError: no JSON object.
+    """
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--arguments {text!r} is not valid JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise UserError(f"--arguments {text!r} must be a JSON object")
+    return parsed
+
+
+def new_command(name: Annotated[str, typer.Argument(help="such as lights-out")],
+                into: Annotated[Path, typer.Option(help="the folder that the package's folder is made in")] = Path(),
+                ) -> None:
+    """Write a package with an environment of your own, which installs, registers itself and passes its tests."""
+    from turncredit.envs.scaffold import write_scaffold
+
+    folder = write_scaffold(name, into)
+    print(f"{folder}: now pip install -e '{folder}[test]' and edit {name.replace('-', '_')}/env.py")
