@@ -16,6 +16,7 @@ from turncredit.episode import Episode, Group, StopReason, Turn, Verdict
 from turncredit.errors import UserError
 from turncredit.evaluate import Suite, compare, leakage, load_suite, macro_interval, pass_all_k
 from turncredit.evaluate.evaluation import Evaluation, Wanted
+from turncredit.store import RunFolder
 from turncredit.trainer.policy import Policy
 
 ARITHMETIC = EnvConfig(id="turncredit/Arithmetic-v0", split="test")
@@ -62,11 +63,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped_and_ends_the_same(po
 
     def stop(group: Group) -> None:
         seen.append(group.episodes[0].env_id)
-        if len(seen) == 15:  # in the middle of the policy's second environment
+        if len(seen) == 14:  # in the middle of the policy's first environment
             raise Stopped
 
     with pytest.raises(Stopped):
         evaluation(policy, tmp_path / "half", seed=5).run(stop)
+    (tmp_path / "half" / "policy" / "episodes" / "step-000000-group-0001.parquet").unlink()  # whichever ended last
     kept = len(list((tmp_path / "half").glob("*/episodes/*.parquet")))
     assert 0 < kept < 30
     again: list[str] = []
@@ -74,6 +76,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped_and_ends_the_same(po
     resumed.run(lambda group: again.append(group.episodes[0].env_id))
     assert len(again) == 30 - kept, "what was done is not done again"
     assert resumed.as_json() == whole.as_json()
+    one, other = ([e.token_ids.tolist() for e in RunFolder(tmp_path / name / "policy").read_episodes()]
+                  for name in ("whole", "half"))
+    assert one == other, "token for token"
 
 
 def test_another_evaluation_is_not_gone_on_with(policy: Policy, tmp_path: Path) -> None:
