@@ -14,6 +14,7 @@ from rich.text import Text
 from turncredit.envs.commands import check_command, new_command, parsed_arguments
 from turncredit.errors import UserError
 from turncredit.evaluate.commands import evaluate_command
+from turncredit.run_commands import add_commands
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 envs_app = typer.Typer(no_args_is_help=True, help="List and show environments.")
@@ -23,6 +24,7 @@ envs_app.command("new")(new_command)
 sandbox_app = typer.Typer(no_args_is_help=True, help="Check sandboxes, and make an image for Docker's.")
 app.add_typer(sandbox_app, name="sandbox")
 app.command("evaluate")(evaluate_command)
+add_commands(app)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="a YAML file, such as configs/quickstart.yaml")]
