@@ -53,8 +53,9 @@ class StepSampler:
     def _groups(self, tasks: list[TaskRef], step: int, first: int,
                 on_group: Callable[[Group], None] | None) -> list[Group]:
         part = self.world.part(len(tasks))
+        numbers = [first + i for i in part]
         groups = self.rollout.sample_groups(tasks[part.start:part.stop], self.settings.group_size,
-                                            seed_of(self.seed, "sample", step), step, on_group, [first + i for i in part])
+                                            seed_of(self.seed, "sample", step), step, on_group, numbers)
         return self.world.joined(groups)
 
 
