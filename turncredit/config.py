@@ -150,6 +150,7 @@ class EvaluationConfig(Strict):
     every: int | None = Field(None, ge=1, description="steps between evaluations in training; null: none")
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    leakage: Literal["report", "refuse", "ignore"] = Field("report", description="evaluated tasks among trained ones")
 
 
 class Config(Strict):
@@ -206,20 +207,30 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         UserError: no such file, no valid YAML, an unknown key (names the nearest), a wrong type or an impossible
             combination.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"config {str(path)!r}: there is no such file")
-    try:
-        data = yaml.load(file.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {str(path)!r} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"config {str(path)!r} must be a mapping of keys to values")
+    data = read_yaml(path, "config")
     for override in overrides:
         _apply(data, override)
     return parse_config(data)
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping; `what` it is, for the message.
+
+    Raises:
+        UserError: no such file, no valid YAML, or no mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{what} {str(path)!r}: there is no such file")
+    try:
+        data = yaml.load(file.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{what} {str(path)!r} must be a mapping of keys to values")
+    return data
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

@@ -4,6 +4,8 @@
     runs/NAME/episodes/*.parquet    a file a group, put there whole: pandas.read_parquet("runs/NAME/episodes")
     runs/NAME/metrics.jsonl         a line a step: pandas.read_json("runs/NAME/metrics.jsonl", lines=True)
     runs/NAME/checkpoints/step-…    what `--resume` continues from
+    runs/NAME/policy, best          the last policy, and the one that did best in distribution, where that is evaluated
+    runs/NAME/leakage.json          evaluated tasks that stand among the trained ones, of a sample
 """
 
 from __future__ import annotations
@@ -142,7 +144,11 @@ class RunFolder:
     def write_group(self, group: Group) -> None:
         """Write a group's episodes as one file, whole or not at all."""
         episodes, first = group.episodes, group.episodes[0]
-        write_episodes(self.episodes / f"step-{first.step:06d}-group-{first.group:04d}.parquet", episodes)
+        write_episodes(self.group_file(first.step, first.group), episodes)
+
+    def group_file(self, step: int, group: int) -> Path:
+        """Where a group's episodes stand, or will."""
+        return self.episodes / f"step-{step:06d}-group-{group:04d}.parquet"
 
     def read_episodes(self) -> Iterator[Episode]:
         """Every episode, in the order of their ids."""

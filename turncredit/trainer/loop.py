@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +17,7 @@ from turncredit.agents.base import Sampling
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
 from turncredit.episode import Group, StopReason
 from turncredit.errors import UserError
-from turncredit.evaluate import Score, evaluate
+from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
@@ -25,6 +28,8 @@ from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.start import starting_policy
 from turncredit.trainer.tasks import TaskSampler
+
+log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -75,6 +80,7 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         metrics = {"step": step, **episode_metrics(groups), **credit.counts, **update}
         if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
             metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy)]
+            keep_best(run, policy, metrics["evaluation"])
             clock.lap("evaluation_s")
         metrics |= clock.seconds
         metrics["tokens_per_second"] = metrics["generated_tokens"] / max(metrics["sampling_s"], 1e-9)
@@ -108,10 +114,48 @@ def open_run(config: Config, resume: bool) -> RunFolder:
         changed = _differences(yaml.safe_load(file.read_text()), settings)
         if changed:
             raise UserError(f"{run.path} was run with another configuration; these keys differ: {', '.join(changed)}")
+    leaks = [] if resume else leaks_of(config)
     run.create()
     if not resume:
+        report = json.dumps([asdict(leak) for leak in leaks], indent=1)
+        write_whole(run.path / "leakage.json", lambda path: path.write_text(report))
         write_whole(file, lambda path: path.write_text(yaml.safe_dump(settings, sort_keys=False)))
     return run
+
+
+def leaks_of(config: Config) -> list[Leak]:
+    """Evaluated tasks among the trained ones, of a sample; each is warned of.
+
+    Raises:
+        UserError: there are some, and `evaluation.leakage` is "refuse".
+    """
+    wanted = config.evaluation
+    if wanted.leakage == "ignore" or not wanted.envs:
+        return []
+    leaks = leakage(config.envs, wanted.envs)
+    for leak in (leak for leak in leaks if not leak.clean):
+        what = (f"{leak.normalised} of {leak.tasks} tasks of {leak.env} ({leak.split}) stand in the training tasks, "
+                f"such as {leak.example!r}")
+        if wanted.leakage == "refuse":
+            raise UserError(f"evaluation.leakage is 'refuse': {what}; evaluate another split, or set it to 'report'")
+        log.warning("%s", what)
+    return leaks
+
+
+def keep_best(run: RunFolder, policy: Policy, evaluation: Sequence[dict[str, Any]]) -> None:
+    """Keep the policy in `best/` where it does better than ever before on what is evaluated in distribution.
+
+    "ood" is left out of the choice, or it would be chosen on; where nothing else is evaluated nothing is kept.
+    """
+    reached = _in_distribution(evaluation)
+    earlier = [_in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
+    if reached is not None and all(one is None or reached > one for one in earlier):
+        write_whole(run.path / "best", policy.save)
+
+
+def _in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
+    known = [one["avg"] for one in evaluation if one["split"] != "ood" and one["avg"] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def budget_of(r: RolloutConfig) -> Budget:
