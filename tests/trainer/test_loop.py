@@ -374,6 +374,17 @@ def test_a_run_without_any_signal_stops_and_says_how_its_episodes_ended(relay_co
     assert same_weights(config.folder / "start", config.folder / "checkpoints" / "step-000002")
 
 
+def test_a_run_whose_engine_is_gone_stops_at_once_and_says_why(relay_config, begun, monkeypatch):
+    def gone(*_):
+        raise RuntimeError("out of memory")
+
+    config = begun(relay_config(trainer={"steps": 9}))
+    monkeypatch.setattr("turncredit.agents.TransformersEngine.generate", gone)
+    with pytest.raises(TrainingStopped, match=r"the engine failed in every episode of a step.*out of memory"):
+        train(config, Watching(), resume=True)
+    assert len(RunFolder(config.folder).read_metrics()) == 1
+
+
 def test_an_environment_that_cannot_judge_some_tasks_ends_no_run_and_enters_no_mean(relay_config, begun, register_envs):
     relay = type(make("turncredit-tests/Relay-v0").unwrapped)
     register_envs(type("HalfJudged", (relay,), {"verifier": BreaksOnB()}))

@@ -112,7 +112,7 @@ def _method_line(name: str, colour: str, series: Sequence[tuple[list[int], list[
         return [line]
     low, high = (_short([pick(by_step[s]) for s in steps]) for pick in (min, max))
     band = {"type": "scatter", "mode": "lines", "x": [*steps, *steps[::-1]], "y": [*high, *low[::-1]], "fill": "toself",
-            "fillcolor": f"{colour}33", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
+            "name": name, "fillcolor": f"{colour}33", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
             "legendgroup": name}
     return [band, line]
 

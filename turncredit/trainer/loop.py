@@ -259,7 +259,11 @@ class _Health:
         self.stops: Counter[StopReason] = Counter()
 
     def check(self, groups: Sequence[Group], credit: Credit, update: dict[str, Any]) -> None:
-        self.stops.update(e.stop for group in groups for e in group.episodes)
+        episodes = [e for group in groups for e in group.episodes]
+        if all(e.stop is StopReason.ENGINE_ERROR for e in episodes):
+            raise TrainingStopped(f"stopped: the engine failed in every episode of a step, the last time with "
+                                  f"{episodes[-1].error}")
+        self.stops.update(e.stop for e in episodes)
         has_signal = any(one.advantage for one in credit.episodes)
         self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
         self.silent = 0 if has_signal else self.silent + 1
