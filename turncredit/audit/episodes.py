@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from turncredit.audit.recorded import RecordedStep
 from turncredit.config import Config
-from turncredit.episode import Segment
 from turncredit.replay import differences, retell
 from turncredit.store import EpisodeRecord
 
@@ -92,11 +91,6 @@ def broken_reward(step: RecordedStep, record: EpisodeRecord, policy: Policy, con
 def replayable(record: EpisodeRecord) -> bool:
     """Whether it ended by what it did; what infrastructure did to it cannot be told again."""
     return not record.stop.infrastructure
-
-
-def sampled_segments(record: EpisodeRecord) -> list[Segment]:
-    """As the trainer reads them."""
-    return record.episode().segments
 
 
 def _equal(one: Any, other: Any) -> bool:

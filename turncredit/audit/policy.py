@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def broken_policy(policy: Path, checkpoint: Path) -> Iterator[str]:
@@ -20,7 +21,7 @@ def broken_policy(policy: Path, checkpoint: Path) -> Iterator[str]:
             return
 
 
-def _tensors(folder: Path) -> dict[str, object]:
+def _tensors(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}

@@ -11,10 +11,11 @@ import numpy as np
 
 from turncredit.config import Config, load_config
 from turncredit.episode import Episode, Group
-from turncredit.errors import UserError
+from turncredit.errors import UserError, did_you_mean
 from turncredit.report.credit import EpisodeCredit, read_credit
 from turncredit.rollout import TaskRef
 from turncredit.store import EpisodeRecord, RunFolder
+from turncredit.trainer.tasks import TaskSampler
 
 if TYPE_CHECKING:
     from turncredit.trainer.policy import Policy
@@ -57,6 +58,7 @@ class AuditedRun:
         self.metrics = self.folder.read_metrics()
         if not self.metrics:
             raise UserError(f"{str(path)!r} has recorded no step yet: there is nothing to audit")
+        self._tasks = TaskSampler(self.config.envs, self.config.seed)
         self.weights = self._weights()
         if not self.weights:
             raise UserError(f"{str(path)!r} holds no weights: an audit needs its start, a checkpoint or its policy")
@@ -70,25 +72,50 @@ class AuditedRun:
 
     def steps(self) -> Iterator[RecordedStep | Damaged]:
         """Every step that has a line of metrics, in order."""
-        from turncredit.trainer.sampling import StepSampler
-        from turncredit.trainer.tasks import TaskSampler
-
-        tasks = TaskSampler(self.config.envs, self.config.seed)
         for line in self.metrics:
-            number = int(line["step"])
             try:
-                records = self._records(number)
-                told = _ToldRollout({n: Group([r.episode() for r in part]) for n, part in records.items()})
-                sampled = StepSampler(cast(Any, told), tasks, self.config.rollout, self.config.seed).sample(number)
-                if left := sorted(set(records) - set(told.tasks)):
-                    raise Damaged(f"step {number}: group {left[0]} is there, and was never sampled")
-                credit = read_credit(self.folder.path, number)
+                yield self.step(line)
             except Damaged as damage:
                 yield damage
-            except (OSError, ValueError) as error:  # pyarrow's and pydantic's errors are among them
-                yield Damaged(f"step {number}: cannot be read: {' '.join(str(error).split())[:160]}")
-            else:
-                yield RecordedStep(number, line, records, sampled.every, sampled.trained, told.tasks, credit)
+
+    def step(self, line: dict[str, Any]) -> RecordedStep:
+        """The step of a line of metrics.
+
+        Raises:
+            Damaged: files of it are missing, cannot be read, or are too many.
+        """
+        from turncredit.trainer.sampling import StepSampler
+
+        number = int(line["step"])
+        try:
+            records = self._records(number)
+            told = _ToldRollout({n: Group([r.episode() for r in part]) for n, part in records.items()})
+            sampled = StepSampler(cast(Any, told), self._tasks, self.config.rollout, self.config.seed).sample(number)
+            credit = read_credit(self.folder.path, number)
+        except (OSError, ValueError) as error:  # pyarrow's and pydantic's errors are among them
+            raise Damaged(f"step {number}: cannot be read: {' '.join(str(error).split())[:160]}") from None
+        if left := sorted(set(records) - set(told.tasks)):
+            raise Damaged(f"step {number}: group {left[0]} is there, and was never sampled")
+        return RecordedStep(number, line, records, sampled.every, sampled.trained, told.tasks, credit)
+
+    def find(self, episode: str) -> tuple[RecordedStep, Episode]:
+        """An episode by its id, and its step.
+
+        Raises:
+            UserError: there is none, or its step is damaged.
+        """
+        line = next((line for line in self.metrics if episode.startswith(f"{line['step']:06d}-")), None)
+        if line is None:
+            raise UserError(f"episode {episode!r} is of no step that {str(self.folder.path)!r} recorded; ids look like "
+                            f"{int(self.metrics[0]['step']):06d}-0000-000 (step, group, sample)")
+        try:
+            step = self.step(line)
+        except Damaged as damage:
+            raise UserError(f"episode {episode!r}: {damage}") from None
+        for found in step.episodes:
+            if found.id == episode:
+                return step, found
+        raise UserError(f"episode {episode!r} is not there{did_you_mean(episode, [e.id for e in step.episodes])}")
 
     def _records(self, step: int) -> dict[int, list[EpisodeRecord]]:
         import pyarrow.parquet
