@@ -24,13 +24,14 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from turncredit.agents.base import Request, Sampling
 from turncredit.agents.tiny import learn_tokenizer
-from turncredit.config import ModelConfig, TeacherConfig, TrainerConfig
+from turncredit.config import ModelConfig, RolloutConfig, TeacherConfig, TrainerConfig
 from turncredit.episode import Episode, Segment
 from turncredit.trainer import head
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.credit import kl_weight, token_kl
 from turncredit.trainer.learner import Credit, CreditedEpisode, Learner
+from turncredit.trainer.memory import memory_need
 from turncredit.trainer.policy import Policy
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,8 +99,8 @@ def make_credit(policy: Policy, shape: Shape) -> Credit:
 
 
 def micro_batches(shape: Shape, credit: Credit) -> list[list[CreditedEpisode]]:
-    """Of equal size, since all episodes have one length; as many as the trainer makes of padded batches."""
-    size = max(1, shape.micro_batch_tokens // credit.episodes[0].padded_length)
+    """Of equal size, since all episodes have one length: as many as fit with a teacher's prompt each."""
+    size = max(1, shape.micro_batch_tokens // (2 * shape.response + shape.prompt))
     return [credit.episodes[i:i + size] for i in range(0, len(credit.episodes), size)]
 
 
@@ -183,12 +184,20 @@ def updates(shape: Shape, dtype: str, repeats: int) -> dict[str, Any]:
     credit = make_credit(policy, shape)
     algorithms = {name: make_algorithm(name) for name in ("sc-grpo", "grpo")}
     results: dict[str, Any] = {}
+    rollout = RolloutConfig(groups=shape.groups, group_size=shape.group_size,
+                            context_tokens=shape.prompt + shape.response)
+
+    def estimate(learner: Learner) -> float:
+        """Of what an update takes beside the weights and the optimiser's moments, as `peak_gib` is."""
+        need = memory_need(policy, learner.settings, rollout)
+        return round((need.update - need.weights - need.optimizer) / GIB, 3)
 
     def learner_of(algorithm: str, **settings: Any) -> Learner:
         trainer = TrainerConfig(lr=1e-9, micro_batch_tokens=shape.micro_batch_tokens, **settings)
         return Learner(policy, algorithms[algorithm], trainer, TeacherConfig(), 0)
 
     learner = learner_of("sc-grpo")
+    estimates = {"all kept": estimate(learner)}
     for name, update in (("floor", floor_update), ("plain", plain_update)):
         results[name] = measured(lambda: update(policy, learner.optimizer, shape, credit), repeats)  # noqa: B023
     default = head.CHUNK_ELEMENTS
@@ -201,6 +210,7 @@ def updates(shape: Shape, dtype: str, repeats: int) -> dict[str, Any]:
     learner = learner_of("grpo")
     results["grpo"] = measured(lambda: learner.update(alone, 0), repeats)
     learner = learner_of("sc-grpo", gradient_checkpointing=True)  # last: it stays on
+    estimates["checkpointing"] = estimate(learner)
     results["sc-grpo, checkpointing"] = measured(lambda: learner.update(credit, 0), repeats)
 
     tokens = sum(len(one.episode.token_ids) for one in credit.episodes)
@@ -219,7 +229,8 @@ def updates(shape: Shape, dtype: str, repeats: int) -> dict[str, Any]:
                 result["over_floor"] = round(result["seconds"] / results["floor"]["seconds"], 3)
             if "seconds" in results["plain"]:
                 result["over_plain"] = round(result["seconds"] / results["plain"]["seconds"], 3)
-    return {"parameters": parameters, "student_tokens": tokens, "teacher_tokens": read, "variants": results}
+    return {"packs": policy.packs, "parameters": parameters, "student_tokens": tokens, "teacher_tokens": read,
+            "variants": results, "estimated_gib": estimates}
 
 
 def sampling(shape: Shape, dtype: str, rows: int, tolerance: float) -> dict[str, Any]:

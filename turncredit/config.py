@@ -90,6 +90,7 @@ class RolloutConfig(Strict):
     context_tokens: int = Field(4096, ge=16)
     step_timeout_s: float = Field(60.0, gt=0)
     engine_timeout_s: float = Field(1800.0, gt=0, description="the longest wait for the engine's next answer")
+    refills: int = Field(0, ge=0, description="times a step that groups of equal rewards are sampled anew, elsewhere")
     max_batch: int = Field(64, ge=1, description="sequences sampled side by side")
     schedule: Literal["lockstep", "asynchronous"] = Field(
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
@@ -119,10 +120,19 @@ class TrainerConfig(Strict):
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     clip_norm: float = Field(1.0, gt=0)
-    micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens in one forward pass")
+    micro_batch_tokens: int = Field(16_384, ge=1, description="tokens in one forward pass")
+    mini_batches: int = Field(1, ge=1, description="updates in one pass over a step's episodes")
+    epochs: int = Field(1, ge=1, description="passes over a step's episodes")
+    old_logprobs: Literal["sampler", "recomputed"] = Field(
+        "sampler", description="recomputed: the trainer's own before its update, for engines that differ numerically")
+    importance: Literal["truncate", "mask"] = Field(
+        "truncate", description="how the ratio of trainer to sampler is bounded, with recomputed logprobs")
+    importance_level: Literal["token", "sequence"] = "token"
+    importance_cap: float = Field(2.0, gt=1)
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
     refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
     silent_steps: int = Field(50, ge=1, description="updates in a row without any signal before the run stops")
 
@@ -136,6 +146,7 @@ class WarmstartConfig(Strict):
     batch: int = Field(32, ge=1, description="demonstrations a step")
     demonstrations: int = Field(2000, ge=1)
     with_reference: float = Field(0.5, ge=0, le=1, description="share of conversations with a reference in the prompt")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability left to all other tokens")
     until_success: float | None = Field(None, gt=0, le=1, description="stop once the policy solves this share of tasks")
     check_every: int = Field(50, ge=1)
 
@@ -149,6 +160,7 @@ class EvaluationConfig(Strict):
     every: int | None = Field(None, ge=1, description="steps between evaluations in training; null: none")
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    leakage: Literal["report", "refuse", "ignore"] = Field("report", description="evaluated tasks among trained ones")
 
 
 class Config(Strict):
@@ -205,20 +217,30 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         UserError: no such file, no valid YAML, an unknown key (names the nearest), a wrong type or an impossible
             combination.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"config {str(path)!r}: there is no such file")
-    try:
-        data = yaml.load(file.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {str(path)!r} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"config {str(path)!r} must be a mapping of keys to values")
+    data = read_yaml(path, "config")
     for override in overrides:
         _apply(data, override)
     return parse_config(data)
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping; `what` it is, for the message.
+
+    Raises:
+        UserError: no such file, no valid YAML, or no mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{what} {str(path)!r}: there is no such file")
+    try:
+        data = yaml.load(file.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{what} {str(path)!r} must be a mapping of keys to values")
+    return data
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

@@ -177,3 +177,27 @@ def test_the_last_place_in_a_large_vocabulary_draws_a_token_with_probability() -
 def test_a_distribution_that_is_none_is_refused(arguments: dict[str, float], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Sampling(**arguments)
+
+
+def test_large_layers_are_packed_for_the_cpu_and_packed_again_after_an_update(tokenizer_for: Any) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=2100, hidden_size=256, intermediate_size=2100, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=None, pad_token_id=None)).eval()
+    engine = TransformersEngine(model)
+    assert len(engine._packed._layers) == 4, "the head and the three of the MLP"
+    for _ in range(2):
+        asked = requests(5, tokens=4)
+        samples = engine.generate(asked, PLAIN, [])
+        assert not any("forward" in vars(m) for m in model.modules()), "the model is left as it was"
+        for request, sample in zip(asked, samples):
+            expected = plain_forward(model, list(request.context), sample.token_ids, 1.0)
+            chosen = expected[torch.arange(4), torch.tensor(sample.token_ids)]
+            np.testing.assert_allclose(sample.logprobs, chosen, atol=1e-4)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.1)

@@ -120,6 +120,25 @@ def judged_as():
     return judge
 
 
+@pytest.fixture(scope="session")
+def sequences_read():
+    """sequences_read(policy): a list that fills with (token ids of a sequence, whether gradients were on)."""
+
+    def watch(policy):
+        read = []
+
+        def note(module, args, kwargs):
+            ids, blocks = kwargs["input_ids"][0].tolist(), kwargs["packing"].blocks
+            prefixes = {(b.prefix_start, b.prefix_stop) for b in blocks}
+            read.extend((tuple(ids[b.prefix_start:b.prefix_stop] + ids[b.start:b.stop]), torch.is_grad_enabled())
+                        for b in blocks if (b.start, b.stop) not in prefixes)
+
+        policy.model.base_model.register_forward_pre_hook(note, with_kwargs=True)
+        return read
+
+    return watch
+
+
 class Said:
     """Passes where the agent said the words in order."""
 

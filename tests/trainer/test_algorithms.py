@@ -31,6 +31,14 @@ def test_a_partly_solved_group_is_conditioned_on_other_correct_responses():
     np.testing.assert_array_equal(scored.advantages, route.advantages)
 
 
+@pytest.mark.parametrize("references", ["coupled", "independent"])
+def test_references_are_coupled_or_independent_as_the_setting_says(references):
+    rewards, verified = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], [True] * 3 + [False] * 4
+    scored = [make_algorithm("sc-grpo", references=references).score_group(rewards, verified, [3] * 7, seed)
+              for seed in range(20)]
+    assert (max(len(set(one.references)) for one in scored) == 2) == (references == "coupled")
+
+
 @pytest.mark.parametrize("correct", [1, 4])
 def test_a_group_with_one_or_only_correct_responses_falls_back_to_grpo(correct):
     verified = [i < correct for i in range(4)]

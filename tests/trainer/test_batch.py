@@ -1,6 +1,8 @@
-"""From segments to tensors: masks come from segments, padding changes nothing (invariant 2)."""
+"""From segments to tensors: what is scored comes from segments, and neighbours change nothing (invariant 2)."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turncredit.episode import Segment
+from turncredit.trainer.attention import Block
 from turncredit.trainer.batch import make_batch, pack_by_tokens, to_rows
 from turncredit.trainer.head import score_tokens
 from turncredit.trainer.loss import policy_loss
@@ -25,22 +28,37 @@ SEQUENCE = st.tuples(st.lists(st.integers(0, 299), min_size=1, max_size=5),
                    *(generated(ids) if own else Segment.text(ids, "user") for ids, own in parts[1])])
 
 
-@given(st.lists(SEQUENCE, min_size=1, max_size=4))
-def test_exactly_the_generated_tokens_are_scored_each_from_the_position_before_it(sequences):
+def read_at(batch, place):
+    """What the token at that place of the row has before it, itself included."""
+    block = next(b for b in batch.blocks if b.start <= place < b.stop)
+    ids = batch.input_ids.tolist()
+    return ids[block.prefix_start:block.prefix_stop] + ids[block.start:place + 1]
+
+
+PROMPTS = st.lists(st.integers(0, 3), min_size=1, max_size=2)  # so few that some are shared
+
+
+@given(st.lists(SEQUENCE, min_size=1, max_size=4), st.lists(PROMPTS, min_size=4, max_size=4))
+def test_exactly_the_generated_tokens_are_scored_each_behind_what_its_own_sequence_has_before_it(sequences, prompts):
+    sequences = [[Segment.text(prompt, "prompt"), *segments[1:]] for prompt, segments in zip(prompts, sequences)]
     batch = make_batch(sequences)
-    expected = [(row, at - 1, int(token)) for row, segments in enumerate(sequences)
-                for at, (token, own) in enumerate((t, s.generated) for s in segments for t in s.token_ids) if own]
-    assert list(zip(batch.rows.tolist(), batch.columns.tolist(), batch.targets.tolist())) == expected
+    expected = []
     for row, segments in enumerate(sequences):
         tokens = [int(t) for s in segments for t in s.token_ids]
-        assert batch.input_ids[row, :len(tokens)].tolist() == tokens
-        assert batch.attention[row].tolist() == [True] * len(tokens) + [False] * (
-            batch.input_ids.shape[1] - len(tokens))
+        flags = [s.generated for s in segments for _ in s.token_ids]
+        expected += [(row, tokens[:at], tokens[at]) for at in range(len(tokens)) if flags[at]]
+    got = [(row, read_at(batch, place), target) for row, place, target in
+           zip(batch.rows.tolist(), batch.scored.tolist(), batch.targets.tolist())]
+    assert got == expected
+    for place, position in enumerate(batch.positions.tolist()):
+        assert position == len(read_at(batch, place)) - 1
+    distinct = {tuple(segments[0].token_ids.tolist()) for segments in sequences}
+    assert len(batch.input_ids) == sum(map(len, distinct)) + sum(len(s.token_ids) for q in sequences for s in q[1:])
 
 
-def test_attention_does_not_depend_on_token_ids():
+def test_where_sequences_end_does_not_depend_on_token_ids():
     batch = make_batch([[Segment.text([0, 0, 0], "prompt"), generated([0, 0])], [Segment.text([0], "prompt")]])
-    assert batch.attention.tolist() == [[True] * 5, [True] + [False] * 4]
+    assert batch.blocks == (Block(0, 5), Block(5, 6)) and batch.positions.tolist() == [0, 1, 2, 3, 4, 0]
 
 
 def test_a_sequence_that_starts_with_a_generated_token_is_refused():
@@ -68,12 +86,19 @@ def test_gradients_flow_through_rows_to_each_token():
     assert values.grad.tolist() == [1.0, 2.0, 4.0]
 
 
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
-def test_micro_batches_hold_every_sequence_once_within_the_budget(lengths, budget):
-    parts = pack_by_tokens(lengths, budget)
-    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
-    for part in parts:
-        assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= budget
+@given(st.lists(st.tuples(PROMPTS, st.integers(0, 9), st.booleans()), max_size=20), st.integers(1, 40))
+def test_micro_batches_hold_every_index_once_in_order_within_the_budget(drawn, budget):
+    readings = [[[Segment.text(prompt + extra, "prompt"), generated([7] * size)]
+                 for extra in ([], [9] * 5)[:1 + has_teacher]] for prompt, size, has_teacher in drawn]
+    parts = pack_by_tokens(readings, budget)
+    assert [i for part in parts for i in part] == list(range(len(drawn)))
+    sizes = [max(len(make_batch(row).input_ids) for row in zip(*(readings[i] for i in part), strict=True))
+             for part in parts]
+    assert all(len(part) == 1 or size <= budget for part, size in zip(parts, sizes))
+    for part, following in pairwise(parts):  # and none that could have held one more
+        if len(readings[part[0]]) == len(readings[following[0]]):
+            grown = zip(*(readings[i] for i in [*part, following[0]]))
+            assert max(len(make_batch(row).input_ids) for row in grown) > budget
 
 
 # Invariant 2 with a model behind it.
@@ -124,7 +149,7 @@ def test_environment_text_after_the_last_turn_changes_nothing(policy_of, sample_
     close(loss_and_gradients(policy, [episode], [0.8]), expected)
 
 
-def test_an_episode_counts_the_same_alone_and_padded_beside_longer_ones(policy_of, sample_groups):
+def test_an_episode_counts_the_same_alone_and_beside_longer_ones(policy_of, sample_groups):
     policy = policy_of()
     episodes = sorted(sample_groups(policy, 1, 8)[0].episodes, key=lambda e: len(e.token_ids))
     short, longer = episodes[0], episodes[1:]

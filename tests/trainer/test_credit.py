@@ -251,9 +251,9 @@ def test_a_group_of_two_is_never_partially_solved():
     assert [route_group(*case(2, n), seed=0).kind for n in (0, 1, 2)] == ["solve-none", "fallback", "fallback"]
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=10), st.integers(0, 2**63 - 1))
-def test_references_are_correct_responses_and_never_the_response_itself(verified, seed):
-    route = route_group([float(v) for v in verified], verified, seed)
+@given(st.lists(st.booleans(), min_size=1, max_size=10), st.integers(0, 2**63 - 1), st.booleans())
+def test_references_are_correct_responses_and_never_the_response_itself(verified, seed, coupled):
+    route = route_group([float(v) for v in verified], verified, seed, coupled)
     if route.kind == "partial-solve":
         assert len(route.references) == len(verified)
         assert all(verified[r] and r != i for i, r in enumerate(route.references))
@@ -279,9 +279,11 @@ def chi_square(counts):
 CRITICAL = {2: 13.82, 3: 16.27, 4: 18.47}
 
 
-def test_references_are_drawn_uniformly_among_the_other_correct_responses():
+@pytest.mark.parametrize("coupled", [True, False])
+def test_references_are_drawn_uniformly_among_the_other_correct_responses(coupled):
+    """Coupled and independent draws have the same marginals, each the paper's."""
     verified = np.array([1, 0, 1, 1, 0, 1], bool)
-    drawn = np.array([route_group(verified.astype(float), verified, seed).references for seed in range(3000)])
+    drawn = np.array([route_group(verified.astype(float), verified, seed, coupled).references for seed in range(3000)])
     for i in range(6):
         allowed = [j for j in np.flatnonzero(verified) if j != i]
         counts = [int((drawn[:, i] == j).sum()) for j in allowed]
@@ -289,9 +291,15 @@ def test_references_are_drawn_uniformly_among_the_other_correct_responses():
         assert chi_square(counts) < CRITICAL[len(allowed) - 1]
 
 
-def test_two_responses_of_a_group_draw_their_references_independently():
+@given(st.lists(st.booleans(), min_size=3, max_size=10).filter(lambda v: 2 <= sum(v) < len(v)), st.integers(0, 2**63))
+def test_a_group_with_coupled_references_has_two_teacher_contexts(verified, seed):
+    route = route_group([float(v) for v in verified], verified, seed)
+    assert len(set(route.references)) == 2 and min(route.references.count(r) for r in set(route.references)) == 1
+
+
+def test_two_responses_of_a_group_draw_their_references_independently_where_that_is_asked_for():
     verified = np.array([1, 1, 1, 0, 0], bool)
-    drawn = np.array([route_group(verified.astype(float), verified, seed).references for seed in range(3000)])
+    drawn = np.array([route_group(verified.astype(float), verified, seed, False).references for seed in range(3000)])
     agree = float((drawn[:, 3] == drawn[:, 4]).mean())
     assert abs(agree - 1 / 3) < 4 * math.sqrt(2 / 9 / 3000)
 

@@ -194,7 +194,7 @@ def test_micro_batches_change_nothing_for_grpo(normalize, moved_policy, judged_a
                            micro_batch_tokens=tokens) for tokens in (ONE_MICRO_BATCH, 600, 1)]
     whole, *parts = [gradient_of_update(learner, groups) for learner in learners]
     for gradient, _, update in parts:
-        assert (gradient - whole[0]).norm() <= 1e-10 * whole[0].norm()
+        assert (gradient - whole[0]).norm() <= 1e-7 * whole[0].norm()  # Llama's norms are in float32
         assert update["loss"] == pytest.approx(whole[2]["loss"], rel=1e-9)
         assert update["ratio_mean"] == pytest.approx(whole[2]["ratio_mean"], rel=1e-6)
 
@@ -220,26 +220,30 @@ def test_an_unsolved_groups_own_reference_earns_nothing_and_has_no_teacher(moved
     assert np.std([one.advantage for one in credit.episodes if one is not silent[0]]) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_student_and_teacher_read_the_same_response_behind_another_prompt(moved_policy, judged_as):
+def test_student_and_teacher_read_the_same_response_behind_another_prompt(moved_policy, judged_as, sequences_read):
     policy, groups = moved_policy(1)
     group = judged_as(groups[0], "++--")
     learner = learner_of(policy)
     credit = learner.credit([group], STEP)
-    read = []
-    hook = policy.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(
-            (kwargs["input_ids"], kwargs["attention_mask"], torch.is_grad_enabled())), with_kwargs=True)
+    read = sequences_read(policy)
     learner.update(credit, STEP)
-    hook.remove()
-    (teacher, teacher_mask, teacher_grad), (student, student_mask, student_grad) = read
-    assert student_grad and not teacher_grad
-    order = sorted(credit.episodes, key=lambda one: one.padded_length)
-    for row, one in enumerate(order):
-        response = np.concatenate([s.token_ids for s in one.episode.response]).tolist()
-        for ids, mask, prompt in ((student, student_mask, one.episode.segments[0]),
-                                  (teacher, teacher_mask, one.teacher_prompt)):
-            assert ids[row][mask[row].bool()].tolist() == [*prompt.token_ids.tolist(), *response]
-        assert one.teacher_prompt.token_ids.tolist() != one.episode.segments[0].token_ids.tolist()
+    expected = []
+    for prompts, has_gradient in (([one.teacher_prompt for one in credit.episodes], False),
+                                  ([one.episode.segments[0] for one in credit.episodes], True)):
+        for one, prompt in zip(credit.episodes, prompts):
+            ids = np.concatenate([s.token_ids for s in (prompt, *one.episode.response)])
+            expected.append((tuple(ids.tolist()), has_gradient))
+    assert read == expected and len({sequence for sequence, _ in read}) == 8
+
+
+def test_an_update_with_checkpointed_layers_is_the_same(moved_policy, judged_as):
+    policy, groups = moved_policy(1)
+    groups = [judged_as(groups[0], "++--")]
+    expected, _, _ = gradient_of_update(learner_of(Policy(copy.deepcopy(policy.model), policy.tokenizer,
+                                                          policy.config)), groups)
+    got, _, update = gradient_of_update(learner_of(policy, gradient_checkpointing=True), groups)
+    assert policy.checkpointed and update["updated"]
+    assert (got - expected).norm() <= 1e-12 * expected.norm()
 
 
 # What is left out, and counted.
@@ -323,7 +327,8 @@ def test_in_an_unsolved_group_a_response_without_room_for_the_reference_earns_no
     policy, groups = moved_policy(1, size=6)
     group = judged_as(groups[0], "------")
     learner = learner_of(policy, teacher=TeacherConfig(reference_tokens=16))
-    needed = sorted(one.padded_length for one in learner.credit([group], STEP).episodes)
+    needed = sorted(max(sum(len(s.token_ids) for s in read) for read in one.readings)
+                    for one in learner.credit([group], STEP).episodes)
     policy.max_context = needed[3] + 10  # the longest responses leave no room for the reference, others do
     credit = learner.credit([group], STEP)
     silent = [one for one in credit.episodes if one.teacher_prompt is None]

@@ -114,7 +114,7 @@ def test_a_tokenizer_cannot_be_learnt_from_an_environment_without_a_scripted_sol
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_the_conversations_has_its_own_solution_as_reference_in_the_system_prompt(
-        share, fresh_policy, calculator_config):
+        share, fresh_policy, calculator_config, sequences_read):
     config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0"}], "steps": 12, "batch": 8,
                                           "demonstrations": 16, "with_reference": share})
     policy = fresh_policy(config)
@@ -125,13 +125,10 @@ def test_a_share_of_the_conversations_has_its_own_solution_as_reference_in_the_s
         plain[tuple(e.token_ids.tolist())] = response
         system = conditioned_system(e.system, GUIDE, reference_text(e))
         conditioned[(*policy.chat.first_prompt(system, e.prompt), *response)] = response
-    read = []
-    policy.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.extend(tuple(row[mask.bool()].tolist()) for row, mask in
-                                                 zip(kwargs["input_ids"], kwargs["attention_mask"])), with_kwargs=True)
+    read = sequences_read(policy)
     warm_start(config, policy, lambda *_: None)
-    assert len(read) == 12 * 8 and all(sequence in plain or sequence in conditioned for sequence in read)
-    assert np.mean([sequence in conditioned for sequence in read]) == pytest.approx(share, abs=0.15)
+    assert len(read) == 12 * 8 and all(sequence in plain or sequence in conditioned for sequence, _ in read)
+    assert np.mean([sequence in conditioned for sequence, _ in read]) == pytest.approx(share, abs=0.15)
 
 
 # Learning.
@@ -152,6 +149,31 @@ def test_the_loss_is_the_mean_negative_logprob_of_the_demonstrations_own_tokens_
     assert len(losses) == 40
     assert losses[0] == pytest.approx(expected, rel=1e-5)
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_label_smoothing_leaves_a_share_of_the_probability_to_all_other_tokens(fresh_policy, calculator_config, bias):
+    """Against cross-entropy with the smoothed labels written out, [generated, vocabulary], in float64."""
+    config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0"}], "steps": 1, "batch": 2,
+                                          "demonstrations": 1, "with_reference": 0, "label_smoothing": 0.3})
+    policy = fresh_policy(config)
+    policy.model.double()
+    if bias:
+        policy.model.lm_head.bias = torch.nn.Parameter(torch.randn(len(policy.tokenizer)).double())
+    batch = make_batch([demonstrations(config.warmstart, policy.chat, "plain", 1, config.seed)[0].segments])
+    logits = policy.model(batch.input_ids[None]).logits[0, batch.scored]
+    labels = torch.full_like(logits, 0.3 / logits.shape[1])
+    labels[torch.arange(len(labels)), batch.targets] += 0.7
+    expected = -(labels * torch.log_softmax(logits, -1)).sum(-1).mean()
+    gradients = torch.autograd.grad(expected, list(policy.model.parameters()))
+    wanted = torch.sqrt(sum((g ** 2).sum() for g in gradients))
+    losses, norms = [], []
+    original = torch.nn.utils.clip_grad_norm_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: norms.append(original(p, n)))
+        warm_start(config, policy, lambda step, loss, success: losses.append(loss))
+    assert losses[0] == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(norms[0]) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_micro_batches_change_nothing_but_rounding(fresh_policy, calculator_config):
@@ -212,8 +234,8 @@ def test_a_head_with_a_bias_is_trained_with_it(fresh_policy, calculator_config):
     episode = demonstrations(config.warmstart, policy.chat, "plain", 1, config.seed)[0]
     batch = make_batch([episode.segments])
     with torch.no_grad():
-        log_p = torch.log_softmax(policy.model(batch.input_ids).logits[0], -1)
-    expected = -float(log_p[batch.columns, batch.targets].mean())
+        log_p = torch.log_softmax(policy.model(batch.input_ids[None]).logits[0], -1)
+    expected = -float(log_p[batch.scored, batch.targets].mean())
     bias, losses = model.lm_head.bias.detach().clone(), []
     warm_start(config, policy, lambda step, loss, success: losses.append(loss))
     assert losses[0] == pytest.approx(expected, rel=1e-4)
@@ -233,18 +255,16 @@ def test_it_stops_once_the_policy_solves_the_share_that_was_asked_for(policy_of,
         assert [step for step, _, _ in seen] == list(range(9)) and [s for _, _, s in seen][2] == 0
 
 
-def test_demonstrations_that_the_model_cannot_read_are_left_out(policy_of, calculator_config):
+def test_demonstrations_that_the_model_cannot_read_are_left_out(policy_of, calculator_config, sequences_read):
     config = calculator_config(warmstart={"envs": [{"id": "turncredit/Calculator-v0", "arguments": {"level": 1}},
                                                    {"id": "turncredit/Calculator-v0", "arguments": {"level": 4}}],
                                           "steps": 2, "batch": 4, "with_reference": 0, "demonstrations": 32})
     policy = policy_of()
     lengths = sorted(len(e.token_ids) for e in demonstrations(config.warmstart, policy.chat, "plain", 32, 0))
     policy.max_context = lengths[16]
-    read = []
-    policy.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    read = sequences_read(policy)
     warm_start(config, policy, lambda *_: None)
-    assert lengths[0] <= max(read) <= lengths[16] < lengths[-1]
+    assert lengths[0] <= max(len(sequence) for sequence, _ in read) <= lengths[16] < lengths[-1]
     policy.max_context = lengths[0] - 1
     with pytest.raises(UserError, match=f"context of {lengths[0] - 1} tokens"):
         warm_start(config, policy, lambda *_: None)

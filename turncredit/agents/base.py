@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from turncredit.episode import Floats
-from turncredit.errors import UserError
+from turncredit.errors import EngineError, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,9 @@ class Engine(Protocol):
     policy_version: int
     max_context: int
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[int]) -> list[Sample]:
-        """One sample a request, in their order."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling,
+                 stop_ids: Sequence[int]) -> Sequence[Sample | EngineError]:
+        """One sample a request, in their order; an EngineError stands for one that could not be had."""
 
     def forget(self) -> None:
         """Drop what is kept of episodes: none is running any more."""
@@ -68,8 +69,8 @@ class Stream(Protocol):
     def add(self, requests: Sequence[Request]) -> list[int]:
         """Take requests in; returns the numbers under which their samples will come."""
 
-    def step(self) -> list[tuple[int, Sample]]:
-        """Go on for a moment; (number, sample) of those that came to their end."""
+    def step(self) -> Sequence[tuple[int, Sample | EngineError]]:
+        """Go on for a moment; (number, sample) of those that came to their end, or could not be had."""
 
 
 class Actor(Protocol):

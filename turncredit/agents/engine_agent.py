@@ -9,7 +9,7 @@ from typing import Any
 
 from turncredit.agents.base import Engine, Request, Sample, Sampling
 from turncredit.agents.chat import ChatFormat
-from turncredit.agents.engine_calls import EngineCalls
+from turncredit.agents.engine_calls import EngineCalls, settle
 
 
 class EngineAgent:
@@ -72,15 +72,14 @@ class EngineAgent:
 
     async def _sample(self, batch: list[tuple[Request, asyncio.Future[Sample]]]) -> None:
         requests = [request for request, _ in batch]
+        call = partial(self.engine.generate, requests, self.sampling, self.chat.stop_ids)
         try:
-            samples = await self._calls.run(partial(self.engine.generate, requests, self.sampling, self.chat.stop_ids))
+            samples = await self._calls.run_twice(call, self.engine)
             for (_, answer), sample in zip(batch, samples, strict=True):
-                if not answer.done():
-                    answer.set_result(sample)
+                settle(answer, sample)
         except Exception as error:  # it belongs to the episodes that asked, each of which ends with it
             for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
+                settle(answer, error)
 
 
 class _Seat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from turncredit.agents.base import Engine, Request, Sample, Sampling, Stream
+from turncredit.errors import EngineError
 
 
 class Batches:
@@ -25,7 +26,7 @@ class Batches:
         self._waiting += zip(numbers, requests)
         return numbers
 
-    def step(self) -> list[tuple[int, Sample]]:
+    def step(self) -> list[tuple[int, Sample | EngineError]]:
         batch, self._waiting = self._waiting, []
         samples = self._engine.generate([request for _, request in batch], self._sampling, self._stop_ids)
         return [(number, sample) for (number, _), sample in zip(batch, samples, strict=True)]

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from turncredit.agents.base import Request, Sample, Sampling, Stream
 from turncredit.agents.continuous import ContinuousBatch
 from turncredit.agents.kept import KeyValueShape
+from turncredit.agents.packed import PackedLinears
 from turncredit.agents.plain_batch import sample_plainly
 from turncredit.agents.streams import Batches
 
@@ -45,6 +46,7 @@ class TransformersEngine:
         self._batch: ContinuousBatch | None = None
         self._tried = False
         self._weights: tuple[int, ...] = ()
+        self._packed = PackedLinears(model, _free_bytes(model.device) // 4)
 
     @property
     def keeps(self) -> bool:
@@ -102,7 +104,7 @@ class TransformersEngine:
         if was_training:
             self.model.eval()
         try:
-            with self.precision():
+            with self.precision(), self._packed.used():
                 yield
         finally:
             if was_training:
@@ -123,7 +125,7 @@ class TransformersEngine:
         try:
             with self._ready(), torch.inference_mode():
                 shape = self._shape()
-                batch = ContinuousBatch(self.model, shape, self.max_batch, self._bytes(shape.device))
+                batch = ContinuousBatch(self.model, shape, self.max_batch, self._bytes())
                 difference = self._trial(batch)
             allowed = 1e-3 if shape.dtype == torch.float32 else 0.25
             if not difference <= allowed:
@@ -167,12 +169,15 @@ class TransformersEngine:
                 contexts[i] = [*context, *ids, 11, 12]
         return max(differences)
 
-    def _bytes(self, device: torch.device) -> int:
-        if self.cache_bytes is not None:
-            return self.cache_bytes
-        if device.type == "cuda":
-            return int(torch.cuda.mem_get_info(device)[0]) // 4
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    def _bytes(self) -> int:
+        return _free_bytes(self.model.device) // 4 if self.cache_bytes is None else self.cache_bytes
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses, on that device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Stream:

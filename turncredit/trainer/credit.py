@@ -73,7 +73,7 @@ class Route:
     advantages: NDArray[np.float64]  # [G]: GRPO's
 
 
-def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int) -> Route:
+def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int, coupled: bool = True) -> Route:
     """Decide by the number of correct responses n_c what the teacher is conditioned on.
 
     2 <= n_c < G: for each response another correct one, uniformly, never itself ("partial-solve").
@@ -84,6 +84,9 @@ def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int) -> Route:
         rewards: [G], in [0, 1].
         verified: bool [G], which responses are correct.
         seed: of the draws.
+        coupled: two different correct responses a and b are drawn for the group; a stands at every place but its own,
+            where b does. Each place on its own is still uniform over the other correct responses, and the teacher
+            reads two contexts instead of up to G (docs/decisions/coupled-references.md). False: each place draws anew.
     """
     correct = np.flatnonzero(np.asarray(verified, dtype=bool))
     size = len(np.asarray(rewards))
@@ -92,6 +95,9 @@ def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int) -> Route:
     if len(correct) == 0 and size > 0:
         return Route("solve-none", [int(rng.integers(size))] * size, advantages)
     if 2 <= len(correct) < size:
+        if coupled:
+            a, b = (int(i) for i in rng.choice(correct, size=2, replace=False))
+            return Route("partial-solve", [b if i == a else a for i in range(size)], advantages)
         return Route("partial-solve", [int(rng.choice(correct[correct != i])) for i in range(size)], advantages)
     return Route("fallback", None, advantages)
 

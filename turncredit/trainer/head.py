@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 MEASURES = ("entropy", "kl", "reverse_kl", "js")
-CHUNK_ELEMENTS = 1 << 25  # of [positions, vocabulary] at a time, see docs/performance.md
+CHUNK_ELEMENTS = 1 << 25  # of [positions, vocabulary] at a time on a GPU, see docs/performance.md
+CACHED_ELEMENTS = 1 << 20  # on a CPU: what its caches hold, but no fewer rows than a matrix product needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden
         weight: [vocabulary, width], the output head; `bias` [vocabulary] or None.
         targets: int64 [tokens].
         teacher_hidden: [tokens, teacher's width] or None; no gradient flows into it.
-        chunk: positions projected at a time; by default as many as make 32 million logits.
+        chunk: positions projected at a time; `default_chunk` where None.
         measures: what else is computed; by default entropy and, with a teacher, KL(teacher || student), both
             without gradient.
         teacher_weight: [vocabulary, teacher's width] and `teacher_bias` [vocabulary], where the teacher is another
@@ -95,11 +96,16 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden
         teacher_weight, teacher_bias = weight, bias
     if teacher_weight is not None and len(teacher_weight) != len(weight):
         raise ValueError(f"the teacher's vocabulary has {len(teacher_weight)} entries and the student's {len(weight)}")
-    rows = chunk or max(1, CHUNK_ELEMENTS // len(weight))
+    rows = chunk or default_chunk(len(weight), weight.device)
     head: Any = _ChunkedHead  # torch leaves `apply` untyped
     logprobs, *values = head.apply(hidden, weight, bias, targets, teacher_hidden, teacher_weight, teacher_bias, rows,
                                    names, measures)
     return TokenScores(logprobs, **dict(zip(names, values)))
+
+
+def default_chunk(vocabulary: int, device: torch.device) -> int:
+    """Positions projected at a time."""
+    return max(64, CACHED_ELEMENTS // vocabulary) if device.type == "cpu" else max(1, CHUNK_ELEMENTS // vocabulary)
 
 
 class _ChunkedHead(torch.autograd.Function):

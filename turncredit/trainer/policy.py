@@ -18,8 +18,10 @@ from turncredit.agents.chat import ChatFormat
 from turncredit.agents.engine_agent import EngineAgent
 from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import ModelConfig
+from turncredit.episode import Segment
 from turncredit.errors import UserError
-from turncredit.trainer.batch import Batch
+from turncredit.trainer.attention import Packing, can_be_packed, packed
+from turncredit.trainer.batch import Batch, make_batch
 from turncredit.trainer.head import Measures, TokenScores, score_tokens
 
 
@@ -46,6 +48,7 @@ class Policy:
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
         self._refuse_unusual_head()
+        self.packs = can_be_packed(self.model) and self._packed_is_exact()
 
     @classmethod
     def load(cls, config: ModelConfig) -> Policy:
@@ -90,16 +93,38 @@ class Policy:
         for layer in layers:
             layer.gradient_checkpointing = True
             # Nothing is drawn within a layer: dropout is off.
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            layer._gradient_checkpointing_func = partial(
+                checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=self._when_computed_again)
         self._checkpointed = layers
+
+    def _when_computed_again(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """What a checkpointed layer runs in: as it stands the first time, and as it stood then the second time."""
+        return nullcontext(), packed(self.model) if self.packs else nullcontext()
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states from which the generated tokens are predicted, [generated, width]."""
         with self.precision(), self._checkpointing():
-            states = self.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention.long(),
-                                           use_cache=False).last_hidden_state
-        chosen: Tensor = states[batch.rows, batch.columns]
-        return chosen
+            states = self._packed_states(batch) if self.packs else self._separate_states(batch)
+        return states[batch.scored]
+
+    def _packed_states(self, batch: Batch, packing: Packing | None = None) -> Tensor:
+        """Of every token of the row, [tokens, width], in one pass."""
+        # A mask with four axes is taken as it is, and so none is made; attention goes by the packing alone.
+        unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
+        with packed(self.model):
+            states: Tensor = self.model.base_model(
+                input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=unused,
+                use_cache=False, packing=packing or Packing(batch.blocks)).last_hidden_state
+        return states[0]
+
+    def _separate_states(self, batch: Batch) -> Tensor:
+        """The same for models that cannot read packed rows: a pass for each block, with its prefix."""
+        ids, parts = batch.input_ids, []
+        for block in batch.blocks:
+            read = torch.cat([ids[block.prefix_start:block.prefix_stop], ids[block.start:block.stop]])[None]
+            states = self.model.base_model(input_ids=read, use_cache=False).last_hidden_state
+            parts.append(states[0, block.prefix:])
+        return torch.cat(parts)
 
     def scores(self, batch: Batch, conditioned: Batch | None = None, measures: Measures | None = None,
                teacher: Policy | None = None) -> TokenScores:
@@ -132,6 +157,20 @@ class Policy:
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
 
+    @property
+    def checkpointed(self) -> bool:
+        """Whether layers are computed again in the backward pass."""
+        return bool(self._checkpointed)
+
+    @contextmanager
+    def all_kept(self) -> Iterator[None]:
+        """Without checkpointing for a while."""
+        layers, self._checkpointed = self._checkpointed, []
+        try:
+            yield
+        finally:
+            self._checkpointed = layers
+
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
         """transformers checkpoints layers in training mode: the layers alone are put into it, not what is in them."""
@@ -160,6 +199,23 @@ class Policy:
         if not torch.allclose(self.head(states), logits, rtol=1e-3, atol=1e-3):
             raise UserError(f"model {type(self.model).__name__}: its logits are not a linear projection of its last "
                             "hidden state (scaled or capped logits are not supported)")
+
+    @torch.no_grad()
+    def _packed_is_exact(self) -> bool:
+        """Whether all layers attend as a packing says: some architectures have others, or never hear of it."""
+        prompt, responses = Segment.text([1, 2, 3], "prompt"), ([4, 5], [6, 7, 8])
+        sequences = [[prompt, Segment.text(ids, "user")] for ids in responses]
+        batch = make_batch(sequences).to(self.device)
+        packing = Packing(batch.blocks)
+        try:
+            with self.precision():
+                together, separate = self._packed_states(batch, packing), self._separate_states(batch)
+        except (TypeError, ValueError, RuntimeError):  # an argument or a mask that it does not take
+            return False
+        layers = self.model.config.get_text_config().num_hidden_layers
+        exact = together.dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
+        tolerance = 1e-4 if exact else 5e-2
+        return packing.calls == layers and bool((together - separate).norm() <= tolerance * separate.norm())
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from turncredit.agents.chat import ChatFormat
 from turncredit.agents.scripted import ScriptedAgent, expert
@@ -20,7 +21,8 @@ from turncredit.errors import UserError
 from turncredit.evaluate import evaluate
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
-from turncredit.trainer.batch import make_batch, pack_by_tokens
+from turncredit.trainer.batch import Batch, make_batch, pack_by_tokens
+from turncredit.trainer.head import score_tokens
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.tasks import TaskSampler
 from turncredit.trainer.teacher import GUIDE, teacher_context
@@ -102,7 +104,7 @@ def warm_start(config: Config, policy: Policy, on_step: Callable[[int, float, fl
                  for i in rng.integers(len(shown), size=settings.batch)]
         for group in optimizer.param_groups:  # a linear warm-up, then a linear way down to a tenth
             group["lr"] = settings.lr * min(1.0, (step + 1) / 20, 1.0 - 0.9 * step / settings.steps)
-        loss = _supervised_step(policy, optimizer, batch, config.trainer.micro_batch_tokens)
+        loss = _supervised_step(policy, optimizer, batch, config.trainer.micro_batch_tokens, settings.label_smoothing)
         if not np.isfinite(loss):
             raise UserError(f"the warm start's loss is {loss} at step {step}: set warmstart.lr below {settings.lr:g}")
         if settings.until_success is not None and (step + 1) % settings.check_every == 0:
@@ -123,19 +125,36 @@ def _conversation(config: Config, policy: Policy, episode: Episode, with_referen
 
 
 def _supervised_step(policy: Policy, optimizer: torch.optim.Optimizer, conversations: Sequence[list[Segment]],
-                     budget: int) -> float:
-    """One step on the mean negative logprob of the demonstrations' own tokens."""
+                     budget: int, smoothing: float) -> float:
+    """One step on the mean negative logprob of the demonstrations' own tokens, with smoothed labels."""
     total = sum(len(s.token_ids) for c in conversations for s in c if s.generated)
     loss = 0.0
-    for part in pack_by_tokens([sum(len(s.token_ids) for s in c) for c in conversations], budget):
+    for part in pack_by_tokens([[c] for c in conversations], budget):
         batch = make_batch([conversations[i] for i in part]).to(policy.device)
-        part_loss = -policy.scores(batch).logprobs.sum() / total
+        part_loss = -_smoothed_logprobs(policy, batch, smoothing).sum() / total
         part_loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         loss += float(part_loss.detach())
     torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss
+
+
+def _smoothed_logprobs(policy: Policy, batch: Batch, smoothing: float) -> Tensor:
+    """(1 - e) log p(target) + e times the mean of log p over the vocabulary, [generated] (arXiv 1512.00567, section 7).
+
+    The mean needs no logits: it is the hidden state times the head's mean row, less the log of the partition sum.
+    """
+    hidden = policy.hidden(batch)
+    weight, bias = policy.output(hidden.dtype)
+    logprobs = score_tokens(hidden, weight, batch.targets, bias=bias).logprobs
+    if not smoothing:
+        return logprobs
+    logits, mean_logits = (hidden * weight[batch.targets]).sum(-1), hidden @ weight.mean(0)
+    if bias is not None:
+        logits, mean_logits = logits + bias[batch.targets], mean_logits + bias.mean()
+    mean_logprobs = mean_logits - (logits - logprobs)
+    return (1 - smoothing) * logprobs + smoothing * mean_logprobs
 
 
 def _success(config: Config, policy: Policy) -> float:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,11 @@ class SCGRPO(Algorithm):
     quantile: float = Field(0.75, ge=0, le=1)
     floor: float = Field(1e-4, gt=0)  # c_min
     alpha: float = Field(0.1, ge=0)  # the scale of the diversity advantage
+    references: Literal["coupled", "independent"] = "coupled"  # the same marginals; independent is the paper's letter
 
     def score_group(self, rewards: Sequence[float], verified: Sequence[bool], lengths: Sequence[int],
                     seed: int) -> GroupCredit:
-        route = route_group(rewards, verified, seed)
+        route = route_group(rewards, verified, seed, self.references == "coupled")
         if route.kind == "fallback" or route.references is None:
             return GroupCredit(route.kind, route.advantages, [None] * len(rewards))
         if route.kind == "partial-solve":

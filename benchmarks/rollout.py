@@ -1,0 +1,184 @@
+"""How fast episodes are sampled: the embedded engine against `model.generate`, and the two schedules.
+
+Random weights in the shape of SmolLM2-135M-Instruct (or a model given by --model): speed does not depend on what they
+are. Every pair of figures is measured alternately in one run; the ratios count, and the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import turncredit
+from turncredit.agents import AsynchronousAgent, ChatFormat, EngineAgent, Request, Sampling, TransformersEngine
+from turncredit.agents.tiny import learn_tokenizer, make_tiny_model
+from turncredit.config import TinyModel
+from turncredit.envs import Reply, TextEnv
+from turncredit.episode import Outcome, StopReason, Task, Verdict
+from turncredit.rollout import Budget, Rollout, TaskRef
+
+
+def model_of(path: str | None, layers: int) -> Any:
+    """The model at a path, or one of SmolLM2's shape with so many layers."""
+    if path is not None:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=None, pad_token_id=None)).eval()
+
+
+@torch.no_grad()
+def generate(model: Any, contexts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+    """What users write: a batch padded on the left, given to `model.generate`."""
+    width = max(map(len, contexts))
+    ids = torch.zeros(len(contexts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, context in enumerate(contexts):
+        ids[row, width - len(context):] = torch.tensor(context)
+        mask[row, width - len(context):] = 1
+    out = model.generate(input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                         max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0)
+    return [row[width:].tolist() for row in out]
+
+
+class Workload:
+    """Groups of 8 that share a prompt; turns of 16 to 64 tokens; observations of 40."""
+
+    def __init__(self, groups: int, turns: int, prompt: int) -> None:
+        rng = np.random.default_rng(1)
+        self.prompts = [rng.integers(100, 40_000, prompt).tolist() for _ in range(groups)]
+        self.limits = rng.integers(16, 65, size=(turns, 8 * groups))
+        self.observations = rng.integers(100, 40_000, size=(turns, 8 * groups, 40))
+
+    @property
+    def tokens(self) -> int:
+        """Those that are of use: generate samples every row up to the longest limit."""
+        return int(self.limits.sum())
+
+    def play(self, say: Callable[[int, list[list[int]], Any], list[list[int]]]) -> None:
+        """All turns of all episodes, in lockstep."""
+        contexts = [list(prompt) for prompt in self.prompts for _ in range(8)]
+        for turn, limits in enumerate(self.limits):
+            said = say(turn, contexts, limits)
+            contexts = [[*context, *ids[:limit], *seen.tolist()]
+                        for context, ids, limit, seen in zip(contexts, said, limits, self.observations[turn])]
+
+
+def compare_with_generate(model: Any, work: Workload, repeats: int) -> dict[str, float]:
+    """Useful tokens a second of both, best of `repeats`."""
+    engine = TransformersEngine(model, max_batch=64)
+
+    def ours(turn: int, contexts: list[list[int]], limits: Any) -> list[list[int]]:
+        asked = [Request(c, int(n), 1000 * turn + i, episode=i) for i, (c, n) in enumerate(zip(contexts, limits))]
+        return [sample.token_ids for sample in engine.generate(asked, Sampling(), [])]
+
+    def theirs(turn: int, contexts: list[list[int]], limits: Any) -> list[list[int]]:
+        return generate(model, contexts, int(max(limits)))
+
+    engine.generate([Request([1, 2, 3], 2, 0)], Sampling(), [])  # the trial, and packing
+    best = {"engine": 0.0, "generate": 0.0}
+    for _ in range(repeats):
+        for name, say in (("engine", ours), ("generate", theirs)):
+            engine.forget()
+            began = time.perf_counter()
+            work.play(say)
+            best[name] = max(best[name], work.tokens / (time.perf_counter() - began))
+    return best | {"ratio": best["engine"] / best["generate"]}
+
+
+class Waiting(TextEnv):
+    """Answers after a time drawn from an exponential distribution, for 2 to 8 turns."""
+
+    instructions = "Say something."
+    turn_limit = 100
+
+    class Verifier:
+        def verify(self, task: Task, outcome: Outcome) -> Verdict:
+            return Verdict.of(True)
+
+    verifier = Verifier()
+    numbers: ClassVar[Iterator[int]] = itertools.count()
+
+    def __init__(self, mean_s: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mean_s, self.number = mean_s, next(self.numbers)
+
+    def make_task(self, rng: np.random.Generator) -> Task:
+        self.pace = random.Random(self.number % 64)  # the same paces in each rollout
+        self.length = 2 + int(rng.integers(7))
+        return Task(f"What is {rng.integers(1000)} + {rng.integers(1000)}?", split=self.split)
+
+    def respond(self, action: str) -> Reply:
+        if self.mean_s:
+            time.sleep(self.pace.expovariate(1 / self.mean_s))
+        return Reply("Go on.", done=len(self.turns) + 1 >= self.length, answer=action)
+
+
+def compare_schedules(repeats: int) -> dict[str, float]:
+    """Seconds for 64 episodes of a tiny policy whose environments take as long as a turn's sampling, on average."""
+    turncredit.register("benchmark/Waiting-v0", Waiting)
+    tokenizer = learn_tokenizer(["What is 12 + 7? Say something. Go on."] * 3, 400)
+    model = make_tiny_model(TinyModel(width=64, layers=2, heads=2, context=512), tokenizer, 0)
+    chat = ChatFormat(tokenizer)
+    engine = TransformersEngine(model, max_batch=64)
+
+    def seconds(agent: Any, mean_s: float) -> tuple[float, float]:
+        rollout = Rollout(agent, chat, Budget(16, 1000, 512))
+        tasks = [TaskRef("benchmark/Waiting-v0", i, {"mean_s": mean_s}) for i in range(8)]
+        began = time.perf_counter()
+        episodes = [e for group in rollout.sample_groups(tasks, 8, seed=1) for e in group.episodes]
+        took = time.perf_counter() - began
+        assert all(e.stop is StopReason.FINISHED for e in episodes)
+        return took, sum(len(e.turns) for e in episodes) / len(episodes)
+
+    lockstep = EngineAgent(engine, chat)
+    seconds(lockstep, 0.0)
+    took, turns = seconds(lockstep, 0.0)
+    mean_s = took / turns
+    best = {"lockstep": float("inf"), "asynchronous": float("inf")}
+    idle = 0.0
+    for _ in range(repeats):
+        best["lockstep"] = min(best["lockstep"], seconds(lockstep, mean_s)[0])
+        agent = AsynchronousAgent(engine, chat)
+        took = seconds(agent, mean_s)[0]
+        if took < best["asynchronous"]:
+            best["asynchronous"], idle = took, agent.idle_s / took
+    return {"environment_mean_s": mean_s, **best, "engine_idle_share": idle,
+            "ratio": best["lockstep"] / best["asynchronous"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="a folder that transformers can load, in place of random weights")
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="on a machine that others use, more wait for each other")
+    parser.add_argument("--only", choices=["one_turn", "several_turns", "schedules"])
+    wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+    measures: dict[str, Callable[[], dict[str, float]]] = {
+        "one_turn": lambda: compare_with_generate(model, Workload(4, 1, 60), wanted.repeats),
+        "several_turns": lambda: compare_with_generate(model, Workload(4, 4, 200), wanted.repeats),
+        "schedules": lambda: compare_schedules(2 * wanted.repeats)}
+    names = [wanted.only] if wanted.only else list(measures)
+    model = model_of(wanted.model, wanted.layers) if names != ["schedules"] else None
+    results = {}
+    for name in names:
+        results[name] = {key: round(value, 3) for key, value in measures[name]().items()}
+        print(name, results[name], flush=True)
+    print(json.dumps({"layers": wanted.layers, "threads": wanted.threads} | results))
+
+
+if __name__ == "__main__":
+    main()
