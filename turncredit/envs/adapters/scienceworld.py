@@ -69,7 +69,7 @@ class ScienceWorld(TextEnv):
                 raise UserError(f"tasks holds {name!r}: ScienceWorld has no such task{did_you_mean(name, known)}")
         self._simplifications = simplifications
         self._simulator: Any = None
-        self._loaded = None
+        self._loaded: tuple[str, int] | None = None
         self._variations: dict[str, list[int]] = {}
 
     def make_task(self, rng: np.random.Generator) -> Task:
@@ -151,7 +151,7 @@ class ScienceWorld(TextEnv):
         simulator.server.reset()
         seen = _in_order(str(simulator.server.step("look around")))
         self._score = float(simulator.server.getScore())
-        self._loaded: tuple[str, int] | None = (name, variation)
+        self._loaded = (name, variation)
         return seen
 
     def _running(self) -> Any:

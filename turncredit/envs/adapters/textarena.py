@@ -64,7 +64,8 @@ class TextArena(TextEnv):
             if value not in GAMES:
                 raise UserError(f"{name} is {value!r}{did_you_mean(value, GAMES)} (known: {', '.join(GAMES)})")
         self.game = ood if self.split == "ood" else game
-        with self._own_generators(random.Random(0).getstate()):
+        self._generator = random.Random(0).getstate()
+        with self._own_generators(self._generator):
             self._package = imported("textarena", "textarena", "textarena")
 
     def make_task(self, rng: np.random.Generator) -> Task:
