@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from turncredit.envs.commands import check_command, new_command, parsed_arguments
+from turncredit.envs.commands import card_command, check_command, new_command, parsed_arguments
 from turncredit.errors import UserError
 from turncredit.evaluate.commands import evaluate_command
 from turncredit.run_commands import add_commands
@@ -19,6 +19,7 @@ from turncredit.run_commands import add_commands
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 envs_app = typer.Typer(no_args_is_help=True, help="List and show environments.")
 app.add_typer(envs_app, name="envs")
+envs_app.command("card")(card_command)
 envs_app.command("check")(check_command)
 envs_app.command("new")(new_command)
 sandbox_app = typer.Typer(no_args_is_help=True, help="Check sandboxes, and make an image for Docker's.")
