@@ -106,6 +106,7 @@ class _Auditor:
             return
         found["files"].take([])
         found["sums"].take(broken_sums(step), 0)
+        masks = len(found["masks"].problems)
         for record in (record for part in step.records.values() for record in part):
             found["sums"].take(broken_record(record))
             found["masks"].take(broken_mask(record))
@@ -113,6 +114,8 @@ class _Auditor:
             if self._place in self._chosen and replayable(record):
                 found["rewards"].take(broken_reward(step, record, self.policy, self.config))
             self._place += 1
+        if len(found["masks"].problems) > masks:
+            return  # there is no telling what of it was trained on
         self._examine_credit(step)
         if step.number in self.run.weights:
             policy = self.run.policy(step.number)

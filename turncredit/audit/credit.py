@@ -69,7 +69,7 @@ def broken_advantages(step: RecordedStep, learner: CreditFromRecord) -> tuple[Cr
         credit = learner.credit(step.trained, step.number)
     except NoKL:
         return None, []
-    found = [f"step {step.number}: metrics say {name!r} {step.metrics[name]}, its groups {count}"
+    found = [f"step {step.number}: metrics say {name!r} {step.metrics.get(name)}, its groups {count}"
              for name, count in credit.counts.items() if step.metrics.get(name, 0) != count]
     for one in credit.episodes:
         recorded = step.credit.get(one.key)
