@@ -92,8 +92,9 @@ def scienceworld() -> str:
         took, steps = took + time.perf_counter() - began, steps + turns
         rewards.append(reward)
         env.close()
-    return (f"{sum(reward == 1 for reward in rewards)} of {len(rewards)} gold paths score 1; {steps / len(rewards):.0f} "
-            f"turns, {1000 * took / steps:.0f} ms a step with reset, {len(rewards) / took:.2f} episodes/s")
+    full = sum(reward == 1 for reward in rewards)
+    return (f"{full} of {len(rewards)} gold paths score 1; {steps / len(rewards):.0f} turns, "
+            f"{1000 * took / steps:.0f} ms a step with reset, {len(rewards) / took:.2f} episodes/s")
 
 
 def scores(env: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,8 @@ from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec
 
 SUITES = ("workspace", "travel", "banking", "slack")
 VERSION = "v1.2.2"
+_NOON = datetime.datetime(2024, 5, 15, 12)  # of the day that the data calls today
+_CLOCKED = ("email_client", "cloud_drive_client")
 
 
 class Utility:
@@ -144,9 +148,21 @@ def _solved(task: Any, answer: str, before: Any, after: Any, calls: Any) -> bool
     return bool(task.utility(answer, before, after) if by_calls is None else by_calls)
 
 
+class _StoppedClock(datetime.datetime):
+    """What the package writes on a new mail or file would differ from episode to episode otherwise."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        return _NOON
+
+
 @functools.cache
 def _suite(name: str) -> Any:
-    return imported("agentdojo.task_suite.load_suites", "agentdojo", "agentdojo").get_suite(VERSION, name)
+    suites = imported("agentdojo.task_suite.load_suites", "agentdojo", "agentdojo")
+    for module in _CLOCKED:
+        tools = imported(f"agentdojo.default_suites.v1.tools.{module}", "agentdojo", "agentdojo")
+        tools.datetime = types.SimpleNamespace(**{**vars(datetime), "datetime": _StoppedClock})
+    return suites.get_suite(VERSION, name)
 
 
 @functools.cache
