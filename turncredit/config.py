@@ -43,6 +43,14 @@ class TinyModel(Strict):
         return self
 
 
+class LoraConfig(Strict):
+    """Adapters of low rank that are trained in place of the weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0, description="the adapter's share is alpha / rank")
+    layers: Literal["all-linear"] | list[str] = Field("all-linear", description="such as [q_proj, v_proj]")
+
+
 class ModelConfig(Strict):
     """Which policy is trained or evaluated."""
 
@@ -54,6 +62,7 @@ class ModelConfig(Strict):
     template_options: dict[str, Any] = Field(default_factory=dict, description="such as {enable_thinking: false}")
     history: Literal["exact", "as-sampled"] = Field("exact", description="as-sampled accepts templates that rewrite it")
     tool_calls: Literal["json", "plain"] = Field("json", description="how the model writes tool calls")
+    lora: LoraConfig | None = Field(None, description="train adapters beside frozen weights; null: train the weights")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

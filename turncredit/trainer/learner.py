@@ -75,7 +75,8 @@ class Learner:
         self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
         if trainer.gradient_checkpointing:
             policy.checkpoint_layers()
-        self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=trainer.lr, betas=trainer.betas,
+        trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=trainer.lr, betas=trainer.betas,
                                            weight_decay=trainer.weight_decay)
 
     # Credit.

@@ -96,7 +96,7 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         world.wait()
     rollout.close()
     if world.first:
-        write_whole(run.path / "policy", policy.save)
+        write_whole(run.path / "policy", policy.export)
     world.wait()
     world.leave()
     return run
@@ -127,7 +127,7 @@ def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
     """Keep the newest batch whose update was refused, and the weights that were to be updated, for a replay."""
 
     def write(path: Path) -> None:
-        policy.save(path)
+        policy.export(path)
         for file in [*run.episodes.glob(f"step-{step:06d}-*.parquet"), *run.credit.glob(f"step-{step:06d}.parquet")]:
             shutil.copy(file, path / f"{file.parent.name}-{file.name}")
 
@@ -189,7 +189,7 @@ def keep_best(run: RunFolder, policy: Policy, evaluation: Sequence[dict[str, Any
     reached = _in_distribution(evaluation)
     earlier = [_in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
     if reached is not None and all(one is None or reached > one for one in earlier):
-        write_whole(run.path / "best", policy.save)
+        write_whole(run.path / "best", policy.export)
 
 
 def _in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
