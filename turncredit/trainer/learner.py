@@ -15,10 +15,10 @@ from torch import Tensor
 from turncredit.config import TeacherConfig, TrainerConfig
 from turncredit.episode import Episode, Group, Segment
 from turncredit.seeds import seed_of
-from turncredit.trainer.algorithms import Algorithm, GroupCredit
+from turncredit.trainer.algorithms import OWN_PROMPT, Algorithm, GroupCredit
 from turncredit.trainer.batch import Batch, make_batch, pack_by_tokens, to_rows
-from turncredit.trainer.head import TokenScores
-from turncredit.trainer.loss import policy_loss
+from turncredit.trainer.head import Measures, TokenScores
+from turncredit.trainer.loss import mean_over_tokens, policy_loss
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.teacher import GUIDE, teacher_context
 
@@ -34,6 +34,20 @@ class CreditedEpisode:
     kind: str
     advantage: float
     teacher_prompt: Segment | None = None
+    token_advantages: NDArray[np.float64] | None = None  # [generated], where they differ within the episode
+    distilled: bool = False  # it learns from its teacher's distribution, whatever its advantage
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether the update can learn anything from it."""
+        return bool(self.advantage) or self.distilled
+
+    @property
+    def token_credit(self) -> NDArray[np.float64]:
+        """The advantage of each generated token, [generated]."""
+        if self.token_advantages is not None:
+            return self.token_advantages
+        return np.full(self.episode.generated_count, self.advantage)
 
     @property
     def readings(self) -> list[list[Segment]]:
@@ -54,8 +68,13 @@ class Learner:
     """Holds the optimiser; turns groups into credit and credit into new weights."""
 
     def __init__(self, policy: Policy, algorithm: Algorithm, trainer: TrainerConfig, teacher: TeacherConfig,
-                 seed: int) -> None:
+                 seed: int, reference: Policy | None = None, external_teacher: Policy | None = None) -> None:
         self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
+        self.reference, self.external_teacher = reference, external_teacher
+        if algorithm.needs_reference and reference is None:
+            raise ValueError("the algorithm has a KL to the reference policy: pass `reference`, the start's weights")
+        if algorithm.external_teacher and external_teacher is None:
+            raise ValueError("the algorithm distils another model: pass `external_teacher`")
         if trainer.gradient_checkpointing:
             policy.checkpoint_layers()
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=trainer.lr, betas=trainer.betas,
@@ -72,8 +91,9 @@ class Learner:
             if len(judged) < 2:
                 credit.counts["groups dropped"] += 1
                 continue
-            scored = self.algorithm.score_group([e.reward or 0.0 for e in judged], [bool(e.passed) for e in judged],
-                                                [e.generated_count for e in judged],
+            lengths = [e.generated_count for e in judged]
+            rewards = self.algorithm.shape_rewards([e.reward or 0.0 for e in judged], lengths)
+            scored = self.algorithm.score_group(rewards, [bool(e.passed) for e in judged], lengths,
                                                 seed_of(self.seed, "credit", step, number))
             credit.counts[f"route {scored.kind}"] += 1
             credited = [self._credited(judged, i, scored, credit.counts) for i in range(len(judged))]
@@ -81,15 +101,40 @@ class Learner:
                 advantages = scored.advantages_from_weights(self.weights(credited))
                 for one, advantage in zip(credited, advantages):
                     one.advantage = float(advantage)
-            if not any(one.advantage for one in credited):
+            if not any(one.has_signal for one in credited):
                 credit.counts["groups without signal"] += 1
             credit.episodes += credited
+        self._score_batch(credit.episodes)
         return credit
+
+    def _score_batch(self, episodes: Sequence[CreditedEpisode]) -> None:
+        """The algorithm's third look, at the whole batch: an advantage for each token."""
+        if not self.algorithm.scores_batch or not episodes:
+            return
+        old = [one.episode.logprobs for one in episodes]
+        reference = self.reference_logprobs(episodes) if self.algorithm.needs_reference else None
+        for one, advantages in zip(episodes, self.algorithm.score_batch([e.advantage for e in episodes], old, reference)):
+            one.token_advantages, one.advantage = advantages, float(np.abs(advantages).max())
+
+    @torch.no_grad()
+    def reference_logprobs(self, episodes: Sequence[CreditedEpisode]) -> list[NDArray[np.float32]]:
+        """The generated tokens' logprobs under the reference policy, [generated] for each episode."""
+        assert self.reference is not None, "refused at the start"
+        found: list[NDArray[np.float32]] = []
+        for part in pack_by_tokens([one.readings[:1] for one in episodes], self.settings.micro_batch_tokens):
+            batch = make_batch([episodes[i].readings[0] for i in part]).to(self.reference.device)
+            logprobs = self.reference.scores(batch, measures=Measures(())).logprobs.float().cpu().numpy()
+            ends = np.cumsum([episodes[i].episode.generated_count for i in part])
+            found += np.split(logprobs, ends[:-1])
+        return found
 
     def _credited(self, judged: list[Episode], i: int, scored: GroupCredit, counts: Counter[str]) -> CreditedEpisode:
         one = CreditedEpisode(judged[i], scored.kind, float(scored.advantages[i]))
         reference = scored.references[i]
         if reference is None:
+            return one
+        if reference == OWN_PROMPT:
+            one.teacher_prompt, one.distilled = judged[i].segments[0], self.algorithm.distils
             return one
         context = teacher_context(self.policy.chat, judged[i], judged[reference], self.teacher.guide or GUIDE,
                                   self.teacher.reference_tokens, self.policy.max_context)
@@ -97,7 +142,7 @@ class Learner:
             counts["references that did not fit"] += 1
             return one
         counts["references shortened"] += context.shortened
-        one.teacher_prompt = context.prompt
+        one.teacher_prompt, one.distilled = context.prompt, self.algorithm.distils
         return one
 
     @torch.no_grad()
@@ -110,7 +155,8 @@ class Learner:
         order = [with_teacher[i] for part in parts for i in part]
         if not order:
             return weights
-        kls = [self._scores([credited[with_teacher[i]] for i in part])[0].kl for part in parts]
+        kls = [self.algorithm.divergence_of(self._scores([credited[with_teacher[i]] for i in part])[0])
+               for part in parts]
         kl = torch.cat([k for k in kls if k is not None])
         flat = self.algorithm.weigh_tokens(kl, torch.ones_like(kl, dtype=torch.bool)).cpu().numpy()
         ends = np.cumsum([credited[i].episode.generated_count for i in order])
@@ -125,13 +171,12 @@ class Learner:
         episodes = credit.episodes
         statistics = _Statistics()
         self.optimizer.zero_grad(set_to_none=True)
-        if not any(one.advantage for one in episodes):
+        if not any(one.has_signal for one in episodes):
             return statistics.summary(loss=0.0, gradient_norm=0.0, updated=False)
-        count = float(len(episodes)) if self.algorithm.normalize == "sequence" else float(
-            sum(one.episode.generated_count for one in episodes))
+        count = self.algorithm.denominator(len(episodes), sum(one.episode.generated_count for one in episodes))
         loss = 0.0
         for part in self._micro_batches(episodes):
-            loss += self._accumulate([episodes[i] for i in part], count, statistics)
+            loss += self._accumulate([episodes[i] for i in part], count, statistics, step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * learning_rate_factor(self.settings, step)
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
@@ -150,18 +195,27 @@ class Learner:
             batches += [[chosen[i] for i in part] for part in parts]
         return batches
 
-    def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: _Statistics) -> float:
+    def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: _Statistics,
+                    step: int) -> float:
         scores, batch = self._scores(part)
         logprobs, mask = to_rows(scores.logprobs, batch, len(part))
         old = torch.from_numpy(np.concatenate([one.episode.logprobs for one in part])).to(logprobs)
         weights = None
-        if scores.kl is not None:
-            flat = self.algorithm.weigh_tokens(scores.kl, torch.ones_like(scores.kl, dtype=torch.bool))
+        divergence = self.algorithm.divergence_of(scores)
+        if divergence is not None:
+            flat = self.algorithm.weigh_tokens(divergence.detach(), torch.ones_like(divergence, dtype=torch.bool))
             weights = to_rows(flat, batch, len(part))[0]
-            statistics.add(kl=scores.kl, weight=flat)
-        advantages = torch.tensor([one.advantage for one in part], dtype=logprobs.dtype, device=logprobs.device)
-        loss, details = policy_loss(logprobs, to_rows(old, batch, len(part))[0], advantages, mask, weights,
-                                    self.algorithm.clip_low, self.algorithm.clip_high, self.algorithm.normalize, count)
+            statistics.add(kl=divergence, weight=flat)
+        credit = torch.from_numpy(np.concatenate([one.token_credit for one in part])).to(logprobs)
+        credit = self.algorithm.token_advantages(scores, credit).detach()
+        loss, details = policy_loss(logprobs, to_rows(old, batch, len(part))[0], to_rows(credit, batch, len(part))[0],
+                                    mask, weights, denominator=count, **self.algorithm.loss_settings)
+        reference = None
+        if self.algorithm.reference_kl:
+            reference = torch.from_numpy(np.concatenate(self.reference_logprobs(part))).to(logprobs)
+        added = self.algorithm.token_loss(scores, reference, step)
+        if added is not None:
+            loss = loss + mean_over_tokens(to_rows(added, batch, len(part))[0], mask, self.algorithm.normalize, count)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert scores.entropy is not None, "it is among the measures by default"
         statistics.add(entropy=scores.entropy, ratio=details["ratio"][mask], clipped=details["clipped"][mask].float(),
@@ -172,7 +226,8 @@ class Learner:
         """Logprobs under the student and the teacher's KL, of every generated token of these episodes."""
         student, *teacher = zip(*(one.readings for one in part), strict=True)  # a teacher for all or for none
         batch, *conditioned = (make_batch(read).to(self.policy.device) for read in (student, *teacher))
-        return self.policy.scores(batch, conditioned[0] if conditioned else None), batch
+        return self.policy.scores(batch, conditioned[0] if conditioned else None, self.algorithm.measures,
+                                  self.external_teacher), batch
 
 
 def learning_rate_factor(settings: TrainerConfig, step: int) -> float:

@@ -23,7 +23,7 @@ from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_check
 from turncredit.trainer.learner import Credit, Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.policy import Policy
-from turncredit.trainer.start import starting_policy
+from turncredit.trainer.start import external_teacher, starting_policy
 from turncredit.trainer.tasks import TaskSampler
 
 
@@ -51,7 +51,11 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     run = open_run(config, resume)
     checkpoint = newest_checkpoint(run.checkpoints) if resume else None
     policy = starting_policy(config, run, watcher.warming, checkpoint)
-    learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed)
+    algorithm = make_algorithm(**config.algorithm)
+    # The reference policy is the start's, whatever has been trained since.
+    reference = starting_policy(config, run, watcher.warming) if algorithm.needs_reference else None
+    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, reference,
+                      external_teacher(config, policy))
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
     run.forget_from(first)
@@ -177,7 +181,7 @@ class _Health:
 
     def check(self, groups: Sequence[Group], credit: Credit, update: dict[str, Any]) -> None:
         self.stops.update(e.stop for group in groups for e in group.episodes)
-        has_signal = any(one.advantage for one in credit.episodes)
+        has_signal = any(one.has_signal for one in credit.episodes)
         self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
         self.silent = 0 if has_signal else self.silent + 1
         if self.refused >= self.settings.refused_steps:
