@@ -227,13 +227,13 @@ def run_folder(policy: Path, tmp_path: Path) -> Path:
 
 def test_a_policy_is_evaluated_on_environments_and_splits(command: Command, run_folder: Path) -> None:
     evaluated = ["evaluate", str(run_folder), "--env", "turncredit/Arithmetic-v0:test", "--env",
-                 "turncredit/Arithmetic-v0:ood", "--tasks", "2", "--k", "2", "--seed", "4"]
+                 "turncredit/Arithmetic-v0:ood", "--tasks", "2", "--k", "2", "--seed", "4", "--no-floors"]
     code, out, err = command(*evaluated, "--json")
     assert code == 0, err
-    scores = json.loads(out)
+    scores = json.loads(out)["scores"]
     assert [(s["env"], s["split"], s["tasks"], s["k"], s["unjudged"]) for s in scores] == [
         ("turncredit/Arithmetic-v0", "test", 2, 2, 0), ("turncredit/Arithmetic-v0", "ood", 2, 2, 0)]
-    assert json.loads(command(*evaluated, "--json")[1]) == scores, "the same seed, the same figures"
+    assert json.loads(command(*evaluated, "--json")[1])["scores"] == scores, "the same seed, the same figures"
     code, table, _ = command(*evaluated)
     assert code == 0
     for part in ("avg@2", "pass@1", "pass@2", "not judged", "turncredit/Arithmetic-v0"):
@@ -244,7 +244,8 @@ def test_a_policy_is_evaluated_on_environments_and_splits(command: Command, run_
 def test_a_model_folder_is_evaluated_and_what_could_not_be_judged_is_shown_with_the_reason(command: Command,
                                                                                           policy: Path) -> None:
     # The tools' schemas do not fit into the model's 512 tokens.
-    code, out, _ = command("evaluate", str(policy), "--env", "turncredit/Calculator-v0", "--tasks", "2", "--k", "1")
+    code, out, _ = command("evaluate", str(policy), "--env", "turncredit/Calculator-v0", "--tasks", "2", "--k", "1",
+                           "--no-floors")
     assert code == 0
     assert "2 episodes not judged; episodes ended so: context full: 2" in out
 
@@ -258,7 +259,7 @@ def test_an_environment_of_others_is_evaluated_in_its_own_split(command: Command
     code, out, err = command("evaluate", str(run_folder), "--env", "tests/Foreign-v0:train", "--tasks", "1", "--k", "1",
                              "--json")
     assert code == 0, err
-    assert json.loads(out)[0]["avg"] == 0.5
+    assert {s["agent"]: s["avg"] for s in json.loads(out)["scores"]} == {"silent": 0.5, "random": 0.5, "policy": 0.5}
 
 
 def test_a_run_folder_is_evaluated_in_its_own_tool_format_unless_another_is_asked_for(
@@ -271,7 +272,8 @@ def test_a_run_folder_is_evaluated_in_its_own_tool_format_unless_another_is_aske
         original(self, agent, chat, budget, tool_calls)
 
     monkeypatch.setattr(Rollout, "__init__", noting)
-    asked = ["evaluate", str(run_folder), "--env", "turncredit/Calculator-v0", "--tasks", "1", "--k", "1"]
+    asked = ["evaluate", str(run_folder), "--env", "turncredit/Calculator-v0", "--tasks", "1", "--k", "1",
+             "--no-floors"]
     assert command(*asked)[0] == 0
     assert command(*asked, "--tool-calls", "json")[0] == 0
     assert formats == ["plain", "json"]

@@ -9,19 +9,22 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from turncredit.config import EnvConfig
-from turncredit.envs.commands import check_command
+from turncredit.envs.commands import check_command, new_command, parsed_arguments
 from turncredit.errors import UserError
+from turncredit.evaluate.commands import evaluate_command
+from turncredit.run_commands import add_commands
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
 envs_app = typer.Typer(no_args_is_help=True, help="List and show environments.")
 app.add_typer(envs_app, name="envs")
 envs_app.command("check")(check_command)
+envs_app.command("new")(new_command)
 sandbox_app = typer.Typer(no_args_is_help=True, help="Check sandboxes, and make an image for Docker's.")
 app.add_typer(sandbox_app, name="sandbox")
+app.command("evaluate")(evaluate_command)
+add_commands(app)
 console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="a YAML file, such as configs/quickstart.yaml")]
@@ -72,52 +75,6 @@ def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
     console.print(f"policy: {run.path / 'start'}", soft_wrap=True)
 
 
-@app.command()
-def evaluate(model: Annotated[str, typer.Argument(help="a run folder, or a model folder or hub name")],
-             env: Annotated[list[str], typer.Option(help='id or id:split, such as "turncredit/Calculator-v0:test"')],
-             arguments: Annotated[str, typer.Option(help="JSON, for the environments' constructors")] = "{}",
-             tasks: Annotated[int, typer.Option(min=1, help="tasks an environment")] = 64,
-             k: Annotated[int, typer.Option(min=1, help="episodes a task")] = 8,
-             seed: int = 0, temperature: float = 1.0, top_p: float = 1.0,
-             tool_calls: Annotated[str | None, typer.Option(help="json or plain; a run folder knows its own")] = None,
-             as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """avg@k and pass@k of a policy on environments, with 95 % intervals."""
-    from dataclasses import asdict
-
-    from turncredit.agents import Sampling
-    from turncredit.envs import make
-    from turncredit.evaluate import evaluate as run_evaluation
-    from turncredit.rollout import Rollout
-    from turncredit.trainer.loop import budget_of
-    from turncredit.trainer.start import policy_of
-
-    wanted = [_parse_env(text, arguments) for text in env]
-    for one in wanted:  # before a model is loaded
-        make(one.id, **one.make_arguments).close()
-    policy, config = policy_of(model, tool_calls)
-    rollout = Rollout(policy.agent(Sampling(temperature, top_p)), policy.chat, budget_of(config.rollout),
-                      policy.config.tool_calls)
-    scores = run_evaluation(rollout, wanted, tasks, k, seed)
-    rollout.close()
-    if as_json:
-        print(json.dumps([asdict(s) for s in scores]))
-        return
-    table = Table()
-    for name in ("environment", "split", "tasks", f"avg@{k}", "95 %", *dict.fromkeys(("pass@1", f"pass@{k}")), "turns",
-                 "tokens", "not judged"):
-        table.add_column(name, justify="left" if name in ("environment", "split") else "right")
-    for s in scores:
-        interval = "" if s.interval is None else f"{s.interval[0]:.3f} to {s.interval[1]:.3f}"
-        table.add_row(s.env, s.split, str(s.tasks), _figure(s.avg), interval,
-                      *(_figure(s.pass_at.get(n)) for n in sorted({1, k})), f"{s.turns:.1f}", f"{s.tokens:.0f}",
-                      str(s.unjudged))
-    console.print(table)
-    for s in scores:
-        if s.unjudged:
-            ends = ", ".join(f"{reason}: {count}" for reason, count in sorted(s.stops.items()))
-            console.print(f"{s.env} {s.split}: {s.unjudged} episodes not judged; episodes ended so: {ends}")
-
-
 @envs_app.command("list")
 def envs_list(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Every registered text environment, those of installed plugins included."""
@@ -133,7 +90,7 @@ def envs_show(id: str, arguments: Annotated[str, typer.Option(help="JSON, for it
     """What an agent is told in an environment, its tools, and an episode of its scripted solution."""
     from turncredit.envs import make
 
-    env = make(id, **_parse_json(arguments))
+    env = make(id, **parsed_arguments(arguments))
     observation, info = env.reset(seed=seed)
     _title(id, f"task {info.get('task_id', '?')}, split {info.get('split', '?')}")
     for name, text in (("instructions", info.get("instructions", "")), ("observation", observation)):
@@ -163,7 +120,7 @@ def play(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its con
     """Play an environment yourself: write what an agent would write, one line a turn."""
     from turncredit.envs import make
 
-    given = _parse_json(arguments)
+    given = parsed_arguments(arguments)
     env = make(id, **given)
     use_format = getattr(env.unwrapped, "use_tool_format", None)
     if use_format is not None and "tool_format" not in given:
@@ -219,21 +176,6 @@ def demo(config: Annotated[Path, typer.Option(help="the quickstart's configurati
     run_demo(config, seed, console)
 
 
-def _parse_env(text: str, arguments: str) -> EnvConfig:
-    id, _, split = text.partition(":")
-    return EnvConfig(id=id, split=split or "test", arguments=_parse_json(arguments))
-
-
-def _parse_json(text: str) -> dict[str, object]:
-    try:
-        parsed = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--arguments {text!r} is not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise UserError(f"--arguments {text!r} must be a JSON object")
-    return parsed
-
-
 def _title(text: str, more: str = "") -> None:
     console.print(Text.assemble((text, "bold"), f"  {more}" if more else ""))
 
@@ -243,10 +185,6 @@ def _has_solution(env: object) -> bool:
 
     action = getattr(type(env), "expert_action", None)
     return action is not None and action is not TextEnv.expert_action
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

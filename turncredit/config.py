@@ -90,6 +90,7 @@ class RolloutConfig(Strict):
     context_tokens: int = Field(4096, ge=16)
     step_timeout_s: float = Field(60.0, gt=0)
     engine_timeout_s: float = Field(1800.0, gt=0, description="the longest wait for the engine's next answer")
+    refills: int = Field(0, ge=0, description="times a step that groups of equal rewards are sampled anew, elsewhere")
     max_batch: int = Field(64, ge=1, description="sequences sampled side by side")
     schedule: Literal["lockstep", "asynchronous"] = Field(
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
@@ -121,9 +122,18 @@ class TrainerConfig(Strict):
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: down to 0 at the last step")
     clip_norm: float = Field(1.0, gt=0)
     micro_batch_tokens: int = Field(16_384, ge=1, description="tokens in one forward pass")
+    mini_batches: int = Field(1, ge=1, description="updates in one pass over a step's episodes")
+    epochs: int = Field(1, ge=1, description="passes over a step's episodes")
+    old_logprobs: Literal["sampler", "recomputed"] = Field(
+        "sampler", description="recomputed: the trainer's own before its update, for engines that differ numerically")
+    importance: Literal["truncate", "mask"] = Field(
+        "truncate", description="how the ratio of trainer to sampler is bounded, with recomputed logprobs")
+    importance_level: Literal["token", "sequence"] = "token"
+    importance_cap: float = Field(2.0, gt=1)
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
     refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
     silent_steps: int = Field(50, ge=1, description="updates in a row without any signal before the run stops")
 
@@ -151,6 +161,7 @@ class EvaluationConfig(Strict):
     every: int | None = Field(None, ge=1, description="steps between evaluations in training; null: none")
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    leakage: Literal["report", "refuse", "ignore"] = Field("report", description="evaluated tasks among trained ones")
 
 
 class Config(Strict):
@@ -180,8 +191,8 @@ class Config(Strict):
             algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
             raise ValueError(_sentence(error, "algorithm").removeprefix("config: ")) from None
-        if algorithm.external_teacher != (self.teacher.path is not None):
-            needs = "needs" if algorithm.external_teacher else "has no use for"
+        if (algorithm.teacher == "external") != (self.teacher.path is not None):
+            needs = "needs" if algorithm.teacher == "external" else "has no use for"
             raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "
                              "another model as its teacher")
         return self
@@ -211,20 +222,30 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         UserError: no such file, no valid YAML, an unknown key (names the nearest), a wrong type or an impossible
             combination.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"config {str(path)!r}: there is no such file")
-    try:
-        data = yaml.load(file.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {str(path)!r} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"config {str(path)!r} must be a mapping of keys to values")
+    data = read_yaml(path, "config")
     for override in overrides:
         _apply(data, override)
     return parse_config(data)
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping; `what` it is, for the message.
+
+    Raises:
+        UserError: no such file, no valid YAML, or no mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{what} {str(path)!r}: there is no such file")
+    try:
+        data = yaml.load(file.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{what} {str(path)!r} must be a mapping of keys to values")
+    return data
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

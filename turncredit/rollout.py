@@ -81,15 +81,17 @@ class Rollout:
         self._idle: dict[str, list[Any]] = {}
 
     def sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int = 0,
-                      on_group: Callable[[Group], None] | None = None) -> list[Group]:
+                      on_group: Callable[[Group], None] | None = None, numbers: Sequence[int] | None = None,
+                      ) -> list[Group]:
         """One group of `group_size` episodes for each task, in the tasks' order.
 
         Args:
             seed: of every draw of the agent in these episodes.
             step: noted in the episodes.
             on_group: called with each group as soon as its last episode has ended.
+            numbers: the groups', on which their draws depend; 0, 1, 2, … where None.
         """
-        work = self._sample_groups(tasks, group_size, seed, step, on_group)
+        work = self._sample_groups(tasks, group_size, seed, step, on_group, numbers or range(len(tasks)))
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -98,7 +100,7 @@ class Rollout:
             return beside.submit(asyncio.run, work).result()
 
     async def _sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int,
-                             on_group: Callable[[Group], None] | None) -> list[Group]:
+                             on_group: Callable[[Group], None] | None, numbers: Sequence[int]) -> list[Group]:
         async def one_group(number: int, task: TaskRef, seats: Sequence[tuple[Actor, Any]]) -> Group:
             episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
                         for sample, (actor, env) in enumerate(seats)]
@@ -113,7 +115,7 @@ class Rollout:
         # Every episode has its place before the first one moves, so that the first batch holds them all.
         envs = [[self._environment(task) for _ in range(group_size)] for task in tasks]
         seats = [[(self.agent.start(env), env) for env in group] for group in envs]
-        return list(await asyncio.gather(*(one_group(i, t, s) for i, (t, s) in enumerate(zip(tasks, seats)))))
+        return list(await asyncio.gather(*(one_group(i, t, s) for i, t, s in zip(numbers, tasks, seats, strict=True))))
 
     def _environment(self, task: TaskRef) -> Any:
         """One that is idle or a new one; where it cannot be made, the exception, which its episode will raise."""

@@ -3,7 +3,11 @@
     runs/NAME/config.yaml           the configuration
     runs/NAME/episodes/*.parquet    a file a group, put there whole: pandas.read_parquet("runs/NAME/episodes")
     runs/NAME/metrics.jsonl         a line a step: pandas.read_json("runs/NAME/metrics.jsonl", lines=True)
+    runs/NAME/credit/*.parquet      a file a step, a row a generated token: what it earned, and why
     runs/NAME/checkpoints/step-…    what `--resume` continues from
+    runs/NAME/refused/              the newest batch whose update was refused, and the weights that it was to change
+    runs/NAME/policy, best          the last policy, and the one that did best in distribution, where that is evaluated
+    runs/NAME/leakage.json          evaluated tasks that stand among the trained ones, of a sample
 """
 
 from __future__ import annotations
@@ -129,11 +133,13 @@ class RunFolder:
         self.path = path
         self.episodes = path / "episodes"
         self.metrics = path / "metrics.jsonl"
+        self.credit = path / "credit"
         self.checkpoints = path / "checkpoints"
+        self.refused = path / "refused"
 
     def create(self) -> RunFolder:
         """Make the folders, and clear away what a killed writer left half done."""
-        for folder in (self.path, self.episodes, self.checkpoints):
+        for folder in (self.path, self.episodes, self.credit, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
             for unfinished in folder.glob(".writing-*"):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
@@ -142,7 +148,11 @@ class RunFolder:
     def write_group(self, group: Group) -> None:
         """Write a group's episodes as one file, whole or not at all."""
         episodes, first = group.episodes, group.episodes[0]
-        write_episodes(self.episodes / f"step-{first.step:06d}-group-{first.group:04d}.parquet", episodes)
+        write_episodes(self.group_file(first.step, first.group), episodes)
+
+    def group_file(self, step: int, group: int) -> Path:
+        """Where a group's episodes stand, or will."""
+        return self.episodes / f"step-{step:06d}-group-{group:04d}.parquet"
 
     def read_episodes(self) -> Iterator[Episode]:
         """Every episode, in the order of their ids."""
@@ -162,8 +172,8 @@ class RunFolder:
 
     def forget_from(self, step: int) -> None:
         """Drop what belongs to `step` and later: a resumed run does these steps again."""
-        for file in self.episodes.glob("step-*.parquet"):
-            if int(file.name.split("-")[1]) >= step:
+        for file in [*self.episodes.glob("step-*.parquet"), *self.credit.glob("step-*.parquet")]:
+            if int(file.stem.split("-")[1]) >= step:
                 file.unlink()
         kept = [line for line in self.read_metrics() if line["step"] < step]
         text = "".join(json.dumps(line) + "\n" for line in kept)

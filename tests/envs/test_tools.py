@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from turncredit.envs import Tool, ToolEnv, ToolError, tool
 from turncredit.episode import Outcome, StopReason, Task, Verdict
@@ -207,3 +211,85 @@ def any_number(*numbers: int) -> str:
 def test_a_function_that_cannot_be_a_tool_is_refused(function: Callable[..., Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         Tool.of(function)
+
+
+class Colour(Enum):
+    """An enumeration, as it stands in a signature."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+class Place(BaseModel):
+    """A nested argument."""
+
+    street: str
+    number: int = 1
+
+
+class Slow(Notes):
+    @tool
+    async def fetch(self, at: Place, colours: list[Colour], note: str | None = None) -> str:
+        """Fetch something."""
+        await asyncio.sleep(0)
+        return f"{at.street} {at.number} {[c.value for c in colours]} {note}"
+
+    @tool(timeout_s=0.2)
+    async def hang(self) -> str:
+        """Never answer."""
+        await asyncio.sleep(30)
+        return "never"
+
+    @tool(timeout_s=0.2)
+    def sleep(self) -> str:
+        """Never answer either."""
+        time.sleep(5)
+        return "never"
+
+    @tool(timeout_s=5)
+    def refuse(self) -> str:
+        """Time out by itself, which is not our time-out."""
+        raise TimeoutError("the server's own")
+
+
+@pytest.fixture(params=["json", "plain"])
+def slow(request: pytest.FixtureRequest) -> Slow:
+    env = Slow(tool_format=request.param)
+    env.reset(seed=0)
+    return env
+
+
+def test_async_tools_with_nested_enum_and_optional_arguments_are_called(slow: Slow) -> None:
+    action = slow.call("fetch", at={"street": "Long Lane", "number": 3}, colours=["red", "blue"])
+    assert slow.step(action)[0] == "Long Lane 3 ['red', 'blue'] None"
+    observation, _, _, _, info = slow.step(slow.call("fetch", at={"street": "x"}, colours=["green"]))
+    assert not info["valid"] and "colours.0" in observation
+    schema = next(t for t in slow.tools if t.name == "fetch").parameters
+    assert set(schema["$defs"]) == {"Colour", "Place"} and schema["required"] == ["at", "colours"]
+
+
+def test_async_tools_are_called_from_a_running_event_loop_too(slow: Slow) -> None:
+    async def inside() -> str:
+        return slow.step(slow.call("fetch", at={"street": "x"}, colours=[]))[0]
+
+    assert asyncio.run(inside()) == "x 1 [] None"
+
+
+@pytest.mark.parametrize("name", ["hang", "sleep"])
+def test_a_tool_that_takes_too_long_is_answered_by_an_error_and_the_episode_goes_on(slow: Slow, name: str) -> None:
+    began = time.monotonic()
+    observation, _, terminated, truncated, info = slow.step(slow.call(name))
+    assert observation == f"error: {name} did not answer in 0.2 s"
+    assert time.monotonic() - began < 3
+    assert (terminated, truncated, info["valid"]) == (False, False, True)
+    assert slow.step(slow.call("note", text="still here"))[0] == "note 1"
+
+
+def test_a_tool_s_own_time_out_is_its_own(slow: Slow) -> None:
+    with pytest.raises(TimeoutError, match="the server's own"):
+        slow.step(slow.call("refuse"))
+
+
+def test_a_time_out_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="timeout_s is 0"):
+        tool(timeout_s=0)

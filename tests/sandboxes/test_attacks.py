@@ -52,6 +52,11 @@ def test_fork_bomb_gets_no_more_processes_than_allowed(walled: Driven) -> None:
     assert result.exit == 0, result
     assert 7 <= int(result.stdout) <= 10
     walled.alone()
+    walled.still_works("""
+        import os
+        for _ in range(5): os.fork() or os._exit(0)
+        print(len([os.wait() for _ in range(5)]))
+    """, "5\n", limits=replace(walled.limits, processes=10))
 
 
 def test_thread_bomb(walled: Driven) -> None:
@@ -70,6 +75,10 @@ def test_thread_bomb(walled: Driven) -> None:
     """
     result = walled.run(code, limits=replace(walled.limits, processes=10))
     assert 7 <= int(result.stdout) <= 10, result
+    walled.still_works("""
+        from concurrent.futures import ThreadPoolExecutor
+        with ThreadPoolExecutor(5) as threads: print(sum(threads.map(abs, range(-20, 0))))
+    """, "210\n", limits=replace(walled.limits, processes=10))
 
 
 def test_memory_bomb(walled: Driven) -> None:
@@ -167,6 +176,9 @@ def test_many_sparse_files_collected(walled: Driven) -> None:
     names = [f"s{n}" for n in range(40)]
     result = walled.run(f"for name in {names}: open(name, 'wb').truncate(4 << 20)", collect=names)
     assert sum(map(len, result.files.values())) <= walled.limits.file_bytes
+    names = names[:5]
+    result = walled.run(f"for name in {names}: open(name, 'wb').truncate(4096)", collect=names)
+    assert result.files == dict.fromkeys(names, bytes(4096))
 
 
 def test_memory_files(walled: Driven) -> None:
@@ -217,6 +229,12 @@ def test_endless_output_of_many_processes(walled: Driven) -> None:
     assert result.killed_by == KilledBy.WALL
     assert len(result.stderr) < walled.limits.output_bytes + 100
     walled.alone()
+    walled.still_works("""
+        import os
+        for _ in range(3):
+            if os.fork() == 0: os._exit(os.write(1, b'y') - 1)
+            os.wait()
+    """, "yyy")
 
 
 def test_loop_that_ignores_every_signal(walled: Driven) -> None:
@@ -249,6 +267,12 @@ def test_cpu_time_burnt_by_children(walled: Driven) -> None:
     result = walled.run(code, limits=replace(walled.limits, cpu_s=1))
     assert result.killed_by == KilledBy.CPU
     assert result.cpu_s < 3
+    walled.still_works("""
+        import os
+        for _ in range(3):
+            if os.fork() == 0: os._exit(sum(range(100_000)) % 2)
+        print([os.wait()[1] for _ in range(3)])
+    """, "[0, 0, 0]\n", limits=replace(walled.limits, cpu_s=1))
 
 
 DAEMON = """

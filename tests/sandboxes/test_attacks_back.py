@@ -64,6 +64,7 @@ def test_code_of_odd_characters(walled: Driven) -> None:
         result = walled.run(code)
         assert result.killed_by is None
         assert result.exit in (0, 1)
+    walled.still_works("größe = 'naïve ☃'; print(größe)", "naïve ☃\n")
 
 
 def test_segfault(walled: Driven) -> None:
@@ -124,6 +125,7 @@ def test_bombs_as_values(walled: Driven, value: str) -> None:
 def test_zip_bombs_come_back_as_the_bytes_they_are(walled: Driven) -> None:
     code = "import zlib; open('bomb', 'wb').write(zlib.compress(bytes(50 << 20)))"
     assert len(walled.run(code, collect=["bomb"]).files["bomb"]) < 1 << 20
+    walled.still_works("import zlib; print(zlib.decompress(zlib.compress(b'honest')))", "b'honest'\n")
 
 
 def test_poisoning_a_warm_zygote(walled: Driven) -> None:

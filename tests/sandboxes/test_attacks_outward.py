@@ -366,3 +366,5 @@ def test_core_dumps(walled: Driven) -> None:
     result = walled.run("import os, signal; os.kill(os.getpid(), signal.SIGABRT)", collect=["core"])
     assert (result.killed_by, result.files) == (KilledBy.SIGNAL, {})
     assert not list(Path.cwd().glob("core*"))
+    result = walled.run("open('core', 'w').write('x')", collect=["core"])  # a file of that name is a file
+    assert result.files == {"core": b"x"}

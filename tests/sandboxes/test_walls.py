@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,18 @@ def test_cgroups_are_looked_for_where_this_process_has_its_own(
     (tmp_path / "cgroup").write_text(own)
     found = [(place.version, str(place.folder)) for place in cgroups.hierarchies(tmp_path)]
     assert found == expected
+
+
+def test_pools_that_start_at_once_keep_their_folders(tmp_path: Path) -> None:
+    # Folders of a file system stand for cgroups: what is locked and removed, and how, is the same.
+    def live(_: int) -> bool:
+        folder, lock = cgroups._make_locked(tmp_path)
+        cgroups.sweep(tmp_path)  # as every pool does at its start
+        kept = folder.exists()
+        cgroups._remove(folder)
+        os.close(lock)
+        return kept
+
+    with ThreadPoolExecutor(6) as pools:
+        assert all(pools.map(live, range(600)))
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ from turncredit.store import RunFolder
 from turncredit.trainer.algorithms import ALGORITHMS, Algorithm, GroupCredit, register_algorithm
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.checkpoint import newest_checkpoint
-from turncredit.trainer.loop import TrainingStopped, budget_of, train
+from turncredit.trainer.loop import TrainingStopped, budget_of, keep_best, open_run, train
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.start import starting_policy
 
@@ -171,6 +171,41 @@ def test_evaluation_comes_every_so_many_steps(finished):
     assert ["evaluation" in line for line in run.read_metrics()] == [False, True, False, True]
     score = run.read_metrics()[1]["evaluation"][0]
     assert (score["env"], score["split"], score["tasks"], score["k"]) == ("turncredit-tests/Relay-v0", "test", 6, 2)
+
+
+def test_the_policy_that_did_best_in_distribution_is_kept(finished):
+    run, _, _ = finished
+    lines = [line for line in run.read_metrics() if "evaluation" in line]
+    evaluated = [(line["step"] + 1, line["evaluation"][0]["avg"]) for line in lines]
+    best = max(evaluated, key=lambda one: one[1])[0]
+    assert same_weights(run.path / "best", next(run.path.glob(f"checkpoints/step-*{best}")))
+
+
+def test_the_best_policy_is_not_chosen_by_ood_and_not_replaced_by_an_equal_one(tmp_path):
+    class Saved:
+        def save(self, path):
+            path.write_text(str(self.step))
+
+    run, policy = RunFolder(tmp_path).create(), Saved()
+    for policy.step, (test, ood) in enumerate([(0.2, 0.9), (0.5, 0.1), (0.5, 1.0), (None, 1.0), (0.4, 1.0)]):
+        evaluation = [{"split": "test", "avg": test}, {"split": "ood", "avg": ood}]
+        keep_best(run, policy, evaluation)
+        run.append_metrics({"step": policy.step, "evaluation": evaluation})
+    assert (tmp_path / "best").read_text() == "1"
+
+
+def test_evaluating_on_trained_tasks_is_reported_or_refused(tmp_path, relay_config, caplog):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "What is 1 + 1?", "answer": "2"}\n')
+    env = {"id": "turncredit/Questions-v0", "arguments": {"data": str(rows)}}
+    evaluation = {"envs": [env | {"split": "test"}], "leakage": "refuse"}
+    config = relay_config(envs=[env], evaluation=evaluation)
+    with pytest.raises(UserError, match="1 of 1 tasks of turncredit/Questions-v0 \\(test\\) stand in the training"):
+        open_run(config, resume=False)
+    assert not config.folder.exists(), "refused before anything is done"
+    run = open_run(relay_config(envs=[env], evaluation=evaluation | {"leakage": "report"}), resume=False)
+    assert json.loads((run.path / "leakage.json").read_text())[0]["exact"] == 1
+    assert "stand in the training tasks" in caplog.text
 
 
 def test_every_stored_episode_is_scored_by_the_weights_of_its_step_as_it_was_sampled(finished):
@@ -337,6 +372,17 @@ def test_a_run_without_any_signal_stops_and_says_how_its_episodes_ended(relay_co
     assert [line["groups without signal"] for line in lines] == [3, 3]
     assert not any(line["updated"] for line in lines)
     assert same_weights(config.folder / "start", config.folder / "checkpoints" / "step-000002")
+
+
+def test_a_run_whose_engine_is_gone_stops_at_once_and_says_why(relay_config, begun, monkeypatch):
+    def gone(*_):
+        raise RuntimeError("out of memory")
+
+    config = begun(relay_config(trainer={"steps": 9}))
+    monkeypatch.setattr("turncredit.agents.TransformersEngine.generate", gone)
+    with pytest.raises(TrainingStopped, match=r"the engine failed in every episode of a step.*out of memory"):
+        train(config, Watching(), resume=True)
+    assert len(RunFolder(config.folder).read_metrics()) == 1
 
 
 def test_an_environment_that_cannot_judge_some_tasks_ends_no_run_and_enters_no_mean(relay_config, begun, register_envs):

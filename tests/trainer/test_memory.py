@@ -11,17 +11,12 @@ import torch
 from turncredit.config import RolloutConfig, TrainerConfig
 from turncredit.episode import Segment
 from turncredit.errors import UserError
-from turncredit.trainer import head, memory
+from turncredit.trainer import memory
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.memory import free_memory, memory_need, refuse_what_does_not_fit
 
 ROLLOUT = RolloutConfig(groups=4, group_size=8, context_tokens=256, max_batch=16)
 TRAINER = TrainerConfig(micro_batch_tokens=2048)
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 1 << 12)
 
 
 def kept_by(policy, lengths):
@@ -116,7 +111,7 @@ def test_where_not_even_the_optimiser_fits_it_is_the_model_that_is_too_large(pol
 def test_sampling_that_is_too_large_names_the_rows_that_fit(policy_of):
     policy = policy_of()
     rollout = ROLLOUT.model_copy(update={"max_batch": 4096, "groups": 512})
-    trainer = TrainerConfig(micro_batch_tokens=64)
+    trainer = TrainerConfig(micro_batch_tokens=16)
     need = memory_need(policy, trainer, rollout)
     said = refusal(policy, need.optimizer + 700 * need.cache_row, trainer, rollout)
     assert said.startswith("sampling needs") and "set rollout.max_batch to 700 or less (it is 4096)" in said

@@ -161,7 +161,7 @@ def test_label_smoothing_leaves_a_share_of_the_probability_to_all_other_tokens(f
     if bias:
         policy.model.lm_head.bias = torch.nn.Parameter(torch.randn(len(policy.tokenizer)).double())
     batch = make_batch([demonstrations(config.warmstart, policy.chat, "plain", 1, config.seed)[0].segments])
-    logits = policy.model(batch.input_ids).logits[0, batch.columns]
+    logits = policy.model(batch.input_ids[None]).logits[0, batch.scored]
     labels = torch.full_like(logits, 0.3 / logits.shape[1])
     labels[torch.arange(len(labels)), batch.targets] += 0.7
     expected = -(labels * torch.log_softmax(logits, -1)).sum(-1).mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from turncredit.agents.engine_calls import EngineCalls, settle
 from turncredit.agents.streams import stream_of
 from turncredit.errors import EngineError
 
+log = logging.getLogger(__name__)
 Asked = tuple[Request, "asyncio.Future[Sample]"]
 
 
@@ -76,24 +78,35 @@ class AsynchronousAgent:
 
     async def _sample(self) -> None:
         """Step the engine until nobody waits for it."""
-        asked: dict[int, asyncio.Future[Sample]] = {}
-        coming: list[Asked] = []
+        self._asked: dict[int, Asked] = {}
         self._stream = None
-        try:
-            while self._arrived or asked:
-                coming = [self._arrived.popleft() for _ in range(len(self._arrived))]
-                coming = [(request, answer) for request, answer in coming if not answer.done()]  # some were cancelled
-                numbers, ended = await self._calls.run(partial(self._advance, [request for request, _ in coming]))
-                asked |= zip(numbers, [answer for _, answer in coming], strict=True)
-                for number, sample in ended:
-                    answer = asked.pop(number)
-                    settle(answer, sample)
-        except Exception as error:  # it belongs to the episodes that asked, each of which ends with it
-            self._calls.forget(self.engine)  # what is still under way is nobody's any more
-            for answer in (*asked.values(), *(answer for _, answer in (*coming, *self._arrived))):
-                settle(answer, error)
-            self._arrived.clear()
+        failed_before = False
+        while self._arrived or self._asked:
+            coming = [self._arrived.popleft() for _ in range(len(self._arrived))]
+            coming = [(request, answer) for request, answer in coming if not answer.done()]  # some were cancelled
+            try:
+                await self._sample_some(coming)
+                failed_before = False
+            except Exception as error:
+                self._calls.forget(self.engine)  # what is still under way is nobody's any more
+                self._stream = None
+                waiting = [*self._asked.values(), *(one for one in coming if one not in self._asked.values())]
+                self._asked = {}
+                if failed_before or isinstance(error, EngineError):  # it belongs to the episodes that asked
+                    for _, answer in waiting:
+                        settle(answer, error)
+                else:  # the same seeds give the same samples
+                    log.warning("the engine failed and is asked once more: %s: %s", type(error).__name__, error)
+                    self._arrived.extendleft(reversed(waiting))
+                failed_before = True
         self._idle_since = asyncio.get_running_loop().time()
+
+    async def _sample_some(self, coming: Sequence[Asked]) -> None:
+        """Hand in those that come, and give their samples to those whose turn has ended."""
+        numbers, ended = await self._calls.run(partial(self._advance, [request for request, _ in coming]))
+        self._asked |= zip(numbers, coming, strict=True)
+        for number, sample in ended:
+            settle(self._asked.pop(number)[1], sample)
 
     def _advance(self, requests: Sequence[Request]) -> tuple[list[int], Sequence[tuple[int, Sample | EngineError]]]:
         """Step until a sample has come to its end, or somebody else is there."""

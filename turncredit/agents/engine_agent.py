@@ -72,8 +72,9 @@ class EngineAgent:
 
     async def _sample(self, batch: list[tuple[Request, asyncio.Future[Sample]]]) -> None:
         requests = [request for request, _ in batch]
+        call = partial(self.engine.generate, requests, self.sampling, self.chat.stop_ids)
         try:
-            samples = await self._calls.run(partial(self.engine.generate, requests, self.sampling, self.chat.stop_ids))
+            samples = await self._calls.run_twice(call, self.engine)
             for (_, answer), sample in zip(batch, samples, strict=True):
                 settle(answer, sample)
         except Exception as error:  # it belongs to the episodes that asked, each of which ends with it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,6 +13,7 @@ from turncredit.daemon import in_daemon_thread
 from turncredit.errors import EngineError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 def settle(answer: asyncio.Future[Sample], outcome: Sample | Exception) -> None:
@@ -50,6 +52,17 @@ class EngineCalls:
                 raise  # the engine's own
             self._hung = True
             raise EngineError(f"the engine gave no answer in {self.timeout_s:g} s") from None
+
+    async def run_twice(self, call: Callable[[], T], engine: Engine) -> T:
+        """The call's result, at the second try where the first one failed: the same seeds give the same samples."""
+        try:
+            return await self.run(call)
+        except EngineError:
+            raise  # it hangs
+        except Exception as error:
+            log.warning("the engine failed and is asked once more: %s: %s", type(error).__name__, error)
+            self.forget(engine)
+        return await self.run(call)
 
     def forget(self, engine: Engine) -> None:
         """Let the engine forget what it keeps: now, or before its next call where one is under way."""

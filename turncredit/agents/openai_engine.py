@@ -33,6 +33,8 @@ class OpenAIEngine:
         retries: how often a request is sent again to the same server, with growing pauses.
         api_key: sent with every request.
         max_context: in tokens; by default what the server says.
+        seeded: whether each request carries its seed. vLLM's CPU build (0.32) dies of seeds once it reads a prompt in
+            parts: start it with --no-enable-chunked-prefill, or do without.
     Raises:
         MissingExtra: the openai package is not installed.
         UserError: no server answers, the length of the context is unknown, or a server whose samples are to be
@@ -41,7 +43,7 @@ class OpenAIEngine:
 
     def __init__(self, servers: Sequence[str], chat: ChatFormat, model: str | None = None, training: bool = True,
                  concurrency: int = 64, timeout_s: float = 600.0, retries: int = 2, api_key: str = "none",
-                 max_context: int | None = None) -> None:
+                 max_context: int | None = None, seeded: bool = True) -> None:
         try:
             import openai
         except ImportError:
@@ -51,7 +53,7 @@ class OpenAIEngine:
         self._errors: Any = (openai.OpenAIError, ValueError)  # a body that is no JSON is a ValueError
         self._clients = [openai.OpenAI(base_url=url, api_key=api_key, timeout=timeout_s, max_retries=retries)
                          for url in servers]
-        self.servers, self.chat, self.policy_version = list(servers), chat, 0
+        self.servers, self.chat, self.policy_version, self.seeded = list(servers), chat, 0, seeded
         self.model, self.max_context = self._described(model, max_context)
         self.failures = [0] * len(self.servers)  # requests that each server failed, after its retries
         self._failing = [False] * len(self.servers)
@@ -122,7 +124,8 @@ class OpenAIEngine:
                 "add_special_tokens": False} if asks_ids and self.returns_ids else {}
         answer = self._clients[server].completions.create(
             model=self.model, prompt=list(request.context), max_tokens=request.max_new_tokens, logprobs=0,
-            temperature=sampling.temperature, top_p=sampling.top_p, seed=request.seed % (1 << 31), extra_body=more)
+            temperature=sampling.temperature, top_p=sampling.top_p, extra_body=more,
+            seed=request.seed % (1 << 31) if self.seeded else None)
         if not answer.choices:
             raise EngineError("it gave no choice")
         return answer.choices[0]

@@ -1,9 +1,10 @@
-"""`turncredit envs check`, `new` and `card`."""
+"""`turncredit envs check` and `turncredit envs new`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -58,3 +59,13 @@ def parsed_arguments(text: str) -> dict[str, object]:
     if not isinstance(parsed, dict):
         raise UserError(f"--arguments {text!r} must be a JSON object")
     return parsed
+
+
+def new_command(name: Annotated[str, typer.Argument(help="such as lights-out")],
+                into: Annotated[Path, typer.Option(help="the folder that the package's folder is made in")] = Path(),
+                ) -> None:
+    """Write a package with an environment of your own, which installs, registers itself and passes its tests."""
+    from turncredit.envs.scaffold import write_scaffold
+
+    folder = write_scaffold(name, into)
+    print(f"{folder}: now pip install -e '{folder}[test]' and edit {name.replace('-', '_')}/env.py")

@@ -13,12 +13,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import re
 import textwrap
+import threading
 import typing
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,7 +44,8 @@ class Tool:
 
     spec: ToolSpec
     arguments: type[BaseModel]
-    function: Callable[..., Any]
+    function: Callable[..., Any]  # may be a coroutine function
+    timeout_s: float | None = None  # of a call; None: as long as the step may take
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Tool:
@@ -71,14 +75,15 @@ class Tool:
         schema.pop("title", None)
         for field in schema.get("properties", {}).values():
             field.pop("title", None)
-        return cls(ToolSpec(name, summary, schema), model, function)
+        timeout_s = getattr(function, "__turncredit_timeout__", None)
+        return cls(ToolSpec(name, summary, schema), model, function, timeout_s)
 
     def __call__(self, arguments: typing.Mapping[str, Any], *bound: Any) -> str:
         """Check the arguments and run the function; `bound` is the environment, for methods.
 
         Raises:
             MalformedCall: an argument is missing, unknown or of the wrong type.
-            ToolError: the agent's mistake, as the function sees it.
+            ToolError: the agent's mistake, as the function sees it; or it took longer than `timeout_s`.
         """
         try:
             checked = self._checked(dict(arguments))
@@ -87,7 +92,29 @@ class Tool:
             where = ".".join(map(str, first["loc"])) or "arguments"
             raise MalformedCall(f"{self.spec.name}: {where}: {first['msg']}") from None
         values = {str(field.alias): getattr(checked, name) for name, field in type(checked).model_fields.items()}
-        return str(self.function(*bound, **values))
+        return str(self._result(lambda: self.function(*bound, **values)))
+
+    def _result(self, call: Callable[[], Any]) -> Any:
+        """What the function returns, awaited where it is a coroutine, within the time that it has."""
+        if self.timeout_s is None and not inspect.iscoroutinefunction(self.function):
+            return call()
+        # A thread of its own: the caller's may run an event loop, and one that hangs is left behind.
+        done: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                result = call()
+                done.set_result(asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result)
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=work, daemon=True, name=f"tool {self.spec.name}").start()
+        try:
+            return done.result(self.timeout_s)
+        except TimeoutError:
+            if done.done():
+                raise  # the function's own
+            raise ToolError(f"{self.spec.name} did not answer in {self.timeout_s:g} s") from None
 
     def _checked(self, arguments: dict[str, Any]) -> BaseModel:
         """The arguments with their types. A format of plain words writes lists, objects and null as JSON texts."""
@@ -101,10 +128,33 @@ class Tool:
             return self.arguments.model_validate(arguments | read)
 
 
-def tool(method: F) -> F:
-    """Mark a method of a `ToolEnv` as a tool."""
-    method.__turncredit_tool__ = True  # type: ignore[attr-defined]  # functions take attributes
-    return method
+@typing.overload
+def tool(method: F) -> F: ...
+
+
+@typing.overload
+def tool(*, timeout_s: float) -> Callable[[F], F]: ...
+
+
+def tool(method: F | None = None, *, timeout_s: float | None = None) -> F | Callable[[F], F]:
+    """Mark a method of a `ToolEnv` as a tool; it may be `async`.
+
+    Args:
+        method: with a type for each parameter, and a docstring.
+        timeout_s: a call that takes longer is answered by an error, and the episode goes on. A method that is not
+            async runs on behind it, so it must not change the environment's state late.
+    Raises:
+        UserError: a time-out of zero or less.
+    """
+    if timeout_s is not None and not timeout_s > 0:
+        raise UserError(f"timeout_s is {timeout_s}: it must be above 0")
+
+    def mark(function: F) -> F:
+        function.__turncredit_tool__ = True  # type: ignore[attr-defined]  # functions take attributes
+        function.__turncredit_timeout__ = timeout_s  # type: ignore[attr-defined]
+        return function
+
+    return mark if method is None else mark(method)
 
 
 class ToolEnv(TextEnv):
@@ -151,6 +201,10 @@ class ToolEnv(TextEnv):
             known = ", ".join(self._tools)
             raise MalformedCall(f"unknown tool {call.name!r}{did_you_mean(call.name, self._tools)} (known: {known})")
         return self._tools[call.name](call.arguments, self)
+
+
+async def _awaited(result: typing.Awaitable[Any]) -> Any:
+    return await result
 
 
 def _is_json(value: Any) -> bool:

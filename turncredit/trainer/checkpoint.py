@@ -12,6 +12,8 @@ import torch
 from turncredit.store import write_whole
 from turncredit.trainer.policy import Policy
 
+SIZES = "sizes.json"  # the bytes of each file, written last
+
 
 def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: torch.optim.Optimizer,
                     state: dict[str, Any], keep: int) -> Path:
@@ -25,6 +27,7 @@ def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: to
         policy.save(path)
         torch.save({"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}, path / "optimizer.pt")
         (path / "state.json").write_text(json.dumps({**state, "steps_done": steps_done}))
+        (path / SIZES).write_text(json.dumps(_sizes(path)))
 
     path = folder / f"step-{steps_done:06d}"
     if path.exists():
@@ -36,9 +39,22 @@ def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: to
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest; each is whole, since it got its name when it was."""
-    found = sorted(folder.glob("step-*"))
-    return found[-1] if found else None
+    """The newest that is whole. One that was copied in part, or damaged since, is passed over."""
+    return next((path for path in sorted(folder.glob("step-*"), reverse=True) if is_whole(path)), None)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file of a checkpoint is there at its full length."""
+    try:
+        sizes = json.loads((path / SIZES).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(sizes, dict) and bool(sizes) and sizes == _sizes(path)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*"))
+            if file.is_file() and file.name != SIZES}
 
 
 def restore(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

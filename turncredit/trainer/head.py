@@ -25,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MEASURES = ("entropy", "kl", "reverse_kl", "js", "teacher_logprob")
-CHUNK_ELEMENTS = 1 << 25  # of [positions, vocabulary] at a time, see docs/performance.md
+DIFFERENTIABLE = ("entropy", "kl", "reverse_kl", "js")
+MEASURES = (*DIFFERENTIABLE, "teacher_logprob")
+CHUNK_ELEMENTS = 1 << 27  # of [positions, vocabulary] at a time on a GPU, see docs/performance.md
+CACHED_ELEMENTS = 1 << 20  # on a CPU: what its caches hold, but no fewer rows than a matrix product needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class Measures:
         for name in self.with_gradient:
             if name not in self.wanted:
                 raise ValueError(f"measures.with_gradient has {name!r}, which is not wanted")
-        if "teacher_logprob" in self.with_gradient:
-            raise ValueError("measures.with_gradient has 'teacher_logprob': no gradient flows into the teacher")
+            if name not in DIFFERENTIABLE:
+                raise ValueError(f"measures.with_gradient has {name!r}: no gradient flows into the teacher")
         if not 0 < self.mixture < 1:
             raise ValueError(f"measures.mixture is {self.mixture}: it must lie between 0 and 1")
 
@@ -84,7 +86,7 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden
         weight: [vocabulary, width], the output head; `bias` [vocabulary] or None.
         targets: int64 [tokens].
         teacher_hidden: [tokens, teacher's width] or None; no gradient flows into it.
-        chunk: positions projected at a time; by default as many as make 32 million logits.
+        chunk: positions projected at a time; `default_chunk` where None.
         measures: what else is computed; by default entropy and, with a teacher, KL(teacher || student), both
             without gradient.
         teacher_weight: [vocabulary, teacher's width] and `teacher_bias` [vocabulary], where the teacher is another
@@ -98,11 +100,16 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden
         teacher_weight, teacher_bias = weight, bias
     if teacher_weight is not None and len(teacher_weight) != len(weight):
         raise ValueError(f"the teacher's vocabulary has {len(teacher_weight)} entries and the student's {len(weight)}")
-    rows = chunk or max(1, CHUNK_ELEMENTS // len(weight))
+    rows = chunk or default_chunk(len(weight), weight.device)
     head: Any = _ChunkedHead  # torch leaves `apply` untyped
     logprobs, *values = head.apply(hidden, weight, bias, targets, teacher_hidden, teacher_weight, teacher_bias, rows,
                                    names, measures)
     return TokenScores(logprobs, **dict(zip(names, values)))
+
+
+def default_chunk(vocabulary: int, device: torch.device) -> int:
+    """Positions projected at a time."""
+    return max(64, CACHED_ELEMENTS // vocabulary) if device.type == "cpu" else max(1, CHUNK_ELEMENTS // vocabulary)
 
 
 class _ChunkedHead(torch.autograd.Function):

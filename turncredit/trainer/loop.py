@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,17 +19,23 @@ from turncredit.agents.base import Sampling
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
 from turncredit.episode import Group, StopReason
 from turncredit.errors import UserError
-from turncredit.evaluate import Score, evaluate
+from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
-from turncredit.trainer.learner import Credit, Learner
+from turncredit.trainer.credited import Credit
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
+from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
+from turncredit.trainer.record import TokenRecord
+from turncredit.trainer.sampling import StepSampler
 from turncredit.trainer.start import external_teacher, starting_policy
 from turncredit.trainer.tasks import TaskSampler
+
+log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -48,49 +59,84 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         UserError: bad input, at the start.
         TrainingStopped: no learning signal, or non-finite updates, for a configured number of steps.
     """
-    run = open_run(config, resume)
-    checkpoint = newest_checkpoint(run.checkpoints) if resume else None
-    policy = starting_policy(config, run, watcher.warming, checkpoint)
+    world = World.join()
+    run = open_run(config, resume) if world.first else RunFolder(config.folder)
+    checkpoint = newest_checkpoint(run.checkpoints) if resume and world.first else None
+    policy = starting_policy(config, run, watcher.warming, checkpoint) if world.first else None
+    checkpoint = world.gathered(checkpoint)[0]
+    if policy is None:
+        policy = starting_policy(config, run, watcher.warming, checkpoint)
     algorithm = make_algorithm(**config.algorithm)
-    # The reference policy is the start's, whatever has been trained since.
-    reference = starting_policy(config, run, watcher.warming) if algorithm.needs_reference else None
-    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, reference,
+    # Without the checkpoint: what the run started from, whatever has been trained since.
+    start = starting_policy(config, run, watcher.warming) if algorithm.needs_start else None
+    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
                       external_teacher(config, policy))
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
-    run.forget_from(first)
+    if world.first:
+        run.forget_from(first)
+    world.wait()
 
-    sampler = TaskSampler(config.envs, config.seed)
     agent = policy.agent(None, config.rollout.max_batch, config.rollout.schedule, config.rollout.engine_timeout_s)
     agent.engine.policy_version = first
     rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
+    sampler = StepSampler(rollout, TaskSampler(config.envs, config.seed), config.rollout, config.seed, world)
     health = _Health(config)
     for step in range(first, config.trainer.steps):
         clock = _Clock()
-        tasks = sampler.tasks(step, config.rollout.groups)
-        groups = rollout.sample_groups(tasks, config.rollout.group_size, seed_of(config.seed, "sample", step), step,
-                                       on_group=run.write_group)
+        sampled = sampler.sample(step, run.write_group)
         clock.lap("sampling_s")
-        credit = learner.credit(groups, step)
+        credit = learner.credit(sampled.trained, step)
         clock.lap("credit_s")
-        update = learner.update(credit, step)
+        record = TokenRecord(policy.tokenizer)
+        update = learner.update(credit, step, record)
         agent.engine.policy_version = step + 1
         clock.lap("update_s")
-        metrics = {"step": step, **episode_metrics(groups), **credit.counts, **update}
-        if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
-            metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy)]
-            clock.lap("evaluation_s")
-        metrics |= clock.seconds
-        metrics["tokens_per_second"] = metrics["generated_tokens"] / max(metrics["sampling_s"], 1e-9)
-        run.append_metrics(metrics)
-        if (step + 1) % config.trainer.save_every == 0 or step + 1 == config.trainer.steps:
-            save_checkpoint(run.checkpoints, step + 1, policy, learner.optimizer, {"seed": config.seed},
-                            config.trainer.keep_checkpoints)
-        watcher.training(step, config.trainer.steps, metrics)
-        health.check(groups, credit, update)
+        metrics = {"step": step, **episode_metrics(sampled.every), "refills": sampled.refills,
+                   "groups": len(sampled.every), "groups trained": len(sampled.trained), **credit.counts, **update}
+        if world.first:
+            _keep(config, run, step, learner, record, metrics, clock)
+            watcher.training(step, config.trainer.steps, metrics)
+        health.check(sampled.every, credit, update)
+        world.wait()
     rollout.close()
-    write_whole(run.path / "policy", policy.save)
+    if world.first:
+        write_whole(run.path / "policy", policy.save)
+    world.wait()
+    world.leave()
     return run
+
+
+def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
+          clock: _Clock) -> None:
+    """Evaluate where it is time, and put a step on the disk: its credit, its metrics, a checkpoint."""
+    trainer, policy, done = config.trainer, learner.policy, step + 1
+    if step % trainer.credit_every == 0 and record.episodes:
+        record.write(run.credit / f"step-{step:06d}.parquet")
+    metrics |= record.class_means()
+    if config.evaluation.every and done % config.evaluation.every == 0:
+        metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy)]
+        keep_best(run, policy, metrics["evaluation"])
+        clock.lap("evaluation_s")
+    metrics |= clock.seconds
+    metrics["tokens_per_second"] = metrics["generated_tokens"] / max(metrics["sampling_s"], 1e-9)
+    if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
+        _save_refused(run, step, policy)
+    run.append_metrics(metrics)
+    if done % trainer.save_every == 0 or done == trainer.steps:
+        save_checkpoint(run.checkpoints, done, policy, learner.optimizer, {"seed": config.seed},
+                        trainer.keep_checkpoints)
+
+
+def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
+    """Keep the newest batch whose update was refused, and the weights that were to be updated, for a replay."""
+
+    def write(path: Path) -> None:
+        policy.save(path)
+        for file in [*run.episodes.glob(f"step-{step:06d}-*.parquet"), *run.credit.glob(f"step-{step:06d}.parquet")]:
+            shutil.copy(file, path / f"{file.parent.name}-{file.name}")
+
+    write_whole(run.refused, write)
 
 
 def open_run(config: Config, resume: bool) -> RunFolder:
@@ -112,10 +158,48 @@ def open_run(config: Config, resume: bool) -> RunFolder:
         changed = _differences(yaml.safe_load(file.read_text()), settings)
         if changed:
             raise UserError(f"{run.path} was run with another configuration; these keys differ: {', '.join(changed)}")
+    leaks = [] if resume else leaks_of(config)
     run.create()
     if not resume:
+        report = json.dumps([asdict(leak) for leak in leaks], indent=1)
+        write_whole(run.path / "leakage.json", lambda path: path.write_text(report))
         write_whole(file, lambda path: path.write_text(yaml.safe_dump(settings, sort_keys=False)))
     return run
+
+
+def leaks_of(config: Config) -> list[Leak]:
+    """Evaluated tasks among the trained ones, of a sample; each is warned of.
+
+    Raises:
+        UserError: there are some, and `evaluation.leakage` is "refuse".
+    """
+    wanted = config.evaluation
+    if wanted.leakage == "ignore" or not wanted.envs:
+        return []
+    leaks = leakage(config.envs, wanted.envs)
+    for leak in (leak for leak in leaks if not leak.clean):
+        what = (f"{leak.normalised} of {leak.tasks} tasks of {leak.env} ({leak.split}) stand in the training tasks, "
+                f"such as {leak.example!r}")
+        if wanted.leakage == "refuse":
+            raise UserError(f"evaluation.leakage is 'refuse': {what}; evaluate another split, or set it to 'report'")
+        log.warning("%s", what)
+    return leaks
+
+
+def keep_best(run: RunFolder, policy: Policy, evaluation: Sequence[dict[str, Any]]) -> None:
+    """Keep the policy in `best/` where it does better than ever before on what is evaluated in distribution.
+
+    "ood" is left out of the choice, or it would be chosen on; where nothing else is evaluated nothing is kept.
+    """
+    reached = _in_distribution(evaluation)
+    earlier = [_in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
+    if reached is not None and all(one is None or reached > one for one in earlier):
+        write_whole(run.path / "best", policy.save)
+
+
+def _in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
+    known = [one["avg"] for one in evaluation if one["split"] != "ood" and one["avg"] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def budget_of(r: RolloutConfig) -> Budget:
@@ -175,17 +259,22 @@ class _Health:
     """Stops a run that goes nowhere, with the reason."""
 
     def __init__(self, config: Config) -> None:
-        self.settings = config.trainer
+        self.settings, self.folder = config.trainer, config.folder
         self.refused = self.silent = 0
         self.stops: Counter[StopReason] = Counter()
 
     def check(self, groups: Sequence[Group], credit: Credit, update: dict[str, Any]) -> None:
-        self.stops.update(e.stop for group in groups for e in group.episodes)
-        has_signal = any(one.has_signal for one in credit.episodes)
+        episodes = [e for group in groups for e in group.episodes]
+        if all(e.stop is StopReason.ENGINE_ERROR for e in episodes):
+            raise TrainingStopped(f"stopped: the engine failed in every episode of a step, the last time with "
+                                  f"{episodes[-1].error}")
+        self.stops.update(e.stop for e in episodes)
+        has_signal = credit.has_signal
         self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
         self.silent = 0 if has_signal else self.silent + 1
         if self.refused >= self.settings.refused_steps:
-            raise TrainingStopped(f"stopped: {self.refused} updates in a row had a non-finite loss or gradient")
+            raise TrainingStopped(f"stopped: {self.refused} updates in a row had a non-finite loss or gradient; "
+                                  f"the last one's episodes and weights are in {self.folder / 'refused'}")
         if self.silent >= self.settings.silent_steps:
             counted = ", ".join(f"{reason}: {count}" for reason, count in self.stops.most_common())
             raise TrainingStopped(f"stopped: no learning signal in {self.silent} updates in a row (all rewards of each "

@@ -12,8 +12,8 @@ from torch import Tensor
 from turncredit.config import RolloutConfig, TrainerConfig
 from turncredit.episode import Segment
 from turncredit.errors import UserError
-from turncredit.trainer import head
 from turncredit.trainer.batch import make_batch
+from turncredit.trainer.head import default_chunk
 from turncredit.trainer.policy import Policy
 
 GIB = 1 << 30
@@ -57,7 +57,7 @@ def memory_need(policy: Policy, trainer: TrainerConfig, rollout: RolloutConfig) 
     parameters = list(policy.model.parameters())
     trained = sum(p.nbytes for p in parameters if p.requires_grad)
     vocabulary, width = policy.head.weight.shape
-    positions = min(trainer.micro_batch_tokens, max(1, head.CHUNK_ELEMENTS // vocabulary))
+    positions = min(trainer.micro_batch_tokens, default_chunk(vocabulary, policy.device))
     whole_batch = rollout.groups * rollout.group_size * rollout.context_tokens
     config = policy.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

@@ -36,6 +36,22 @@ class TaskSampler:
             used[i] += 1
         return refs
 
+    def refill(self, step: int, attempt: int, count: int) -> list[TaskRef]:
+        """`count` more tasks for a step, the same at each call; those of finite sets are drawn out of the passes' turn.
+
+        Args:
+            attempt: which refill of the step, from 1.
+        """
+        rng = np.random.default_rng(seed_of(self.seed, "refill", step, attempt))
+        weights = np.array([env.weight for env in self.envs])
+        refs = []
+        for place, i in enumerate(map(int, rng.choice(len(self.envs), size=count, p=weights / weights.sum()))):
+            env, size = self.envs[i], self._finite[i]
+            index = None if size is None else int(rng.integers(size))
+            refs.append(TaskRef(env.id, seed_of(self.seed, "refill", step, attempt, place) >> 32, env.make_arguments,
+                                index))
+        return refs
+
     def _ref(self, i: int, position: int, step: int, place: int) -> TaskRef:
         env, size = self.envs[i], self._finite[i]
         index = None

@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import resource
+import secrets
 import select
 import signal
 import socket
@@ -25,6 +26,7 @@ from . import candidate, cgroups, landlock, packets, seccomp, slot, syscalls
 
 CONTROL = 3  # the descriptor that the control socket is moved to
 PACKET = 1 << 17
+UIDS = 256  # user ids of a pool: as many slots as can live at once without two sharing one
 SYS_ADMIN, SETUID, SETGID = 21, 7, 6  # capability numbers
 
 
@@ -51,7 +53,6 @@ def main() -> None:
         _tell(control, {"error": f"no namespaces for this user ({error})", "missing": "namespaces"})
         pool.close()
         return
-    config["guard"] = os.getpid()
     zygote = os.fork()
     if zygote == 0:
         os.close(opener)
@@ -73,12 +74,16 @@ def _is_root() -> bool:
     return os.getuid() == 0 and all(effective >> number & 1 for number in (SYS_ADMIN, SETUID, SETGID))
 
 
-def _uids(guard: int) -> range:
-    """Return user ids for a pool's slots: far above real users where all ids are mapped, else the last."""
+def _uids() -> range:
+    """Draw user ids for a pool's slots: far above real users where all ids are mapped, else from the upper half.
+
+    They are drawn, since the kernel counts an id's processes over all pools and all containers together.
+    """
     with open("/proc/self/uid_map") as file:
         end = max(int(line.split()[0]) + int(line.split()[2]) for line in file)
-    first = (1 << 30) + (guard << 8)
-    return range(first, first + 256) if end >= 1 << 31 else range(max(1, end - 4096), end)
+    first, end = (1 << 30, 1 << 31) if end >= 1 << 31 else (max(1, end // 2), end)
+    block = secrets.randbelow(max(1, (end - first) // UIDS))
+    return range(first + block * UIDS, min(end, first + (block + 1) * UIDS))
 
 
 def _tell(control: socket.socket, message: dict[str, object]) -> None:
@@ -98,7 +103,7 @@ def _zygote(control: socket.socket, config: dict[str, Any], pool: cgroups.Pool, 
             _tell(control, {"error": why, "missing": None})
             os._exit(1)
     settings = slot.Settings(
-        privileged=privileged, uids=_uids(config["guard"]), landlock=landlock.abi(),
+        privileged=privileged, uids=_uids(), landlock=landlock.abi(),
         readable=config["readable"], hidden=config["hidden"], scratch=config["scratch"])
     _tell(control, {"ready": {
         "privileged": privileged, "landlock": settings.landlock, "seccomp": seccomp.supported(),

@@ -6,6 +6,8 @@ period. The limits are files that the slot opens before it loses sight of the fi
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -17,6 +19,7 @@ from pathlib import Path
 PREFIX = "turncredit-"
 OWN_USE = 12 << 20  # bytes left to the slot itself (it uses 4 MB) on top of the candidate's memory
 OWN_PROCESSES = 1  # the slot
+ATTEMPTS = 1000  # at a folder of one's own: every pool sweeps once, so each other pool can take away one
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,16 @@ class Pool:
     def __init__(self) -> None:
         self.folders: dict[str, tuple[int, Path]] = {}  # controller -> version, the pool's folder
         self._locks: list[int] = []
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         for place in hierarchies():
             missing = [controller for controller in place.controllers if controller not in self.folders]
-            if missing and (folder := self._make(place, name)):
+            if missing and (folder := self._make(place)):
                 self.folders |= dict.fromkeys(missing, (place.version, folder))
 
-    def _make(self, place: Hierarchy, name: str) -> Path | None:
-        folder = place.folder / name
+    def _make(self, place: Hierarchy) -> Path | None:
         try:
             if place.version == 2:
                 _delegate(place.folder)
-            folder.mkdir()
+            folder, lock = _make_locked(place.folder)
         except OSError:
             return None  # not ours to divide: the protections reported say so
         try:
@@ -84,8 +85,9 @@ class Pool:
             _try_joining(folder)
         except OSError:
             _remove(folder)
+            os.close(lock)
             return None
-        self._locks.append(_lock(folder))
+        self._locks.append(lock)
         sweep(place.folder)
         return folder
 
@@ -114,6 +116,25 @@ def sweep(base: Path) -> None:
             continue  # it lives
         _remove(folder)
         os.close(lock)
+
+
+def _make_locked(base: Path) -> tuple[Path, int]:
+    """Make a pool's folder and lock it; return it and the lock.
+
+    A pool that starts at the same time may sweep the folder away before it is locked: then another is made.
+
+    Raises:
+        OSError: no folder can be made here, or each of many was swept.
+    """
+    for _ in range(ATTEMPTS):
+        folder = base / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir()
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # the sweeper has it, or had it
+            lock = _lock(folder)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(base))
 
 
 def _lock(folder: Path) -> int:
@@ -152,9 +173,11 @@ def _try_joining(folder: Path) -> None:
 def _remove(folder: Path, patience_s: float = 2.0) -> None:
     """Remove a cgroup and those below it; its last process may still be on its way out."""
     until = time.monotonic() + patience_s
-    if not folder.exists():
+    try:
+        below = [Path(entry) for entry in os.scandir(folder) if entry.is_dir()]
+    except FileNotFoundError:
         return
-    for path in [*(Path(entry) for entry in os.scandir(folder) if entry.is_dir()), folder]:
+    for path in [*below, folder]:
         while path.exists():
             try:
                 path.rmdir()

@@ -45,7 +45,6 @@ class Algorithm(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     distils: ClassVar[bool] = False  # `token_loss` holds the teacher's distribution against the student's
-    external_teacher: ClassVar[bool] = False  # the teacher is another model, `teacher.path`
     scores_batch: ClassVar[bool] = False  # it has a `score_batch`
 
     clip_low: float = Field(0.2, gt=0, le=1)
@@ -81,13 +80,13 @@ class Algorithm(BaseModel):
         raise NotImplementedError
 
     def score_batch(self, advantages: Sequence[float], logprobs: Sequence[Floats],
-                    reference: Sequence[Floats] | None) -> list[NDArray[np.float64]]:
+                    start: Sequence[Floats] | None) -> list[NDArray[np.float64]]:
         """An advantage for each token, from the whole batch; asked where `scores_batch` is set.
 
         Args:
             advantages: [episodes], what `score_group` gave.
             logprobs: [generated] for each episode, under the policy that sampled it.
-            reference: the same under the reference policy, where `needs_reference`.
+            start: the same under the policy that the run started from, where `needs_start`.
         Returns:
             [generated] for each episode.
         """
@@ -108,19 +107,19 @@ class Algorithm(BaseModel):
         """Advantages [generated] as student's and teacher's scores change them; they carry no gradient."""
         return advantages
 
-    def token_loss(self, scores: TokenScores, reference: Tensor | None, step: int) -> Tensor | None:
+    def token_loss(self, scores: TokenScores, start: Tensor | None, step: int) -> Tensor | None:
         """What is added to the loss at each token, [generated]; None for nothing.
 
         Args:
             scores: with gradient where `measures` says so.
-            reference: logprobs under the reference policy, [generated], where `reference_kl` is on.
+            start: logprobs under the policy that the run started from, [generated], where `reference_kl` is on.
             step: of the run, for schedules.
         """
         added = None
         if self.entropy_bonus and scores.entropy is not None:
             added = -self.entropy_bonus * scores.entropy
-        if self.reference_kl and reference is not None:
-            penalty = self.reference_kl * reference_penalty(scores.logprobs, reference)
+        if self.reference_kl and start is not None:
+            penalty = self.reference_kl * reference_penalty(scores.logprobs, start)
             added = penalty if added is None else added + penalty
         return added
 
@@ -129,12 +128,17 @@ class Algorithm(BaseModel):
     @property
     def measures(self) -> Measures:
         """What is computed of student and teacher at each generated token."""
-        return Measures({"entropy", "kl", self.divergence}, {"entropy"} if self.entropy_bonus else ())
+        return Measures({"entropy", self.divergence}, {"entropy"} if self.entropy_bonus else ())
 
     @property
-    def needs_reference(self) -> bool:
+    def teacher(self) -> Literal["current", "start", "external"]:
+        """Whose weights the teacher has: the student's, those that the run started from, or `teacher.path`'s."""
+        return "current"
+
+    @property
+    def needs_start(self) -> bool:
         """Whether the policy that the run started from is kept."""
-        return self.reference_kl > 0
+        return self.reference_kl > 0 or self.teacher == "start"
 
     @property
     def loss_settings(self) -> dict[str, Any]:

@@ -1,0 +1,257 @@
+"use strict";
+// Everything stands in this file: each block of data is opened when it is first needed.
+const opened = new Map();
+function unpack(name) {
+  if (!opened.has(name)) opened.set(name, (async () => {
+    const bytes = Uint8Array.from(atob(document.getElementById("data-" + name).textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  })());
+  return opened.get(name);
+}
+const parsed = new Map();
+async function read(name) {
+  if (!parsed.has(name)) parsed.set(name, JSON.parse(await unpack(name)));
+  return parsed.get(name);
+}
+function node(tag, attributes = {}, ...inside) {
+  const made = Object.assign(document.createElement(tag), attributes);
+  made.append(...inside);
+  return made;
+}
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const figure = (value, digits = 3) => value === null || value === undefined ? "unknown" : Number(value.toPrecision(digits)).toString();
+
+// Curves.
+
+async function drawCharts() {
+  const charts = await read("charts");
+  const box = document.getElementById("charts");
+  if (!charts.length) { box.append(node("p", { className: "quiet", textContent: "No step has been recorded yet." })); return; }
+  const places = charts.map((chart) => {
+    const place = node("div", { className: "plot" });
+    box.append(node("div", { className: "chart" }, node("h3", { textContent: chart.title }), place));
+    return place;
+  });
+  const text = await unpack("plotly");
+  document.head.append(node("script", { textContent: text }));
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries.filter((e) => e.isIntersecting)) {
+      seen.unobserve(entry.target);
+      drawChart(entry.target, charts[places.indexOf(entry.target)]);
+    }
+  }, { rootMargin: "400px" });
+  places.forEach((place) => seen.observe(place));
+  window.redraw = () => places.forEach((place, i) => place.classList.contains("js-plotly-plot") && drawChart(place, charts[i]));
+}
+function drawChart(place, chart) {
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
+  const layout = { ...chart.layout, height: 270, margin: { l: 50, r: 12, t: 12, b: 40 }, paper_bgcolor: "transparent",
+    plot_bgcolor: "transparent", font: { color: css("--ink"), size: 12 }, legend: { orientation: "h", y: 1.12 },
+    hovermode: "x unified", hoverlabel: { bgcolor: css("--soft"), font: { color: css("--ink") } },
+    xaxis: { ...chart.layout.xaxis, ...axis }, yaxis: { ...chart.layout.yaxis, ...axis } };
+  Plotly.react(place, chart.data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+}
+
+// Episodes: the list and its filters.
+
+let index, shown = [], rows = 0;
+const PAGE = 200, CHUNK = 64;
+const FILTERS = [["run", "run"], ["env", "environment"], ["split", "split"], ["route", "route"], ["stop", "stop reason"]];
+const state = {};
+async function openBrowser() {
+  index = await read("index");
+  const form = document.getElementById("filters");
+  for (const [name, label] of FILTERS) {
+    const values = [...new Set(index.columns[name].filter((v) => v !== null))].sort();
+    if (values.length < 2) continue;
+    form.append(choice(name, label, values.map((v) => [String(v), name === "run" ? index.runs[v] : v])));
+  }
+  form.append(choice("reward", "verdict", [["passed", "passed"], ["failed", "failed"], ["unknown", "not judged"]]));
+  for (const [name, label] of [["from", "from step"], ["to", "to step"], ["least", "reward ≥"], ["most", "reward ≤"]])
+    form.append(field(name, label, "number"));
+  form.append(field("task", "task or id", "search"));
+  form.addEventListener("input", (event) => { state[event.target.name] = event.target.value; filter(); });
+  document.getElementById("list").addEventListener("keydown", step);
+  filter();
+  const wanted = decodeURIComponent(location.hash).match(/^#episode=(\d+)$/);
+  if (wanted) open(Number(wanted[1]));
+}
+function choice(name, label, options) {
+  const select = node("select", { name });
+  select.append(new Option("all", ""), ...options.map(([value, text]) => new Option(text, value)));
+  return node("label", {}, label + " ", select);
+}
+const field = (name, label, type) => node("label", {}, label + " ", node("input", { name, type, step: "any" }));
+function matches(i) {
+  const c = index.columns;
+  if (c.id[i] === null) return false;
+  for (const [name] of FILTERS) if (state[name] && String(c[name][i]) !== state[name]) return false;
+  const reward = c.reward[i], verdict = reward === null ? "unknown" : c.passed[i] ? "passed" : "failed";
+  if (state.reward && verdict !== state.reward) return false;
+  if (state.from && c.step[i] < Number(state.from)) return false;
+  if (state.to && c.step[i] > Number(state.to)) return false;
+  if (state.least && !(reward !== null && reward >= Number(state.least))) return false;
+  if (state.most && !(reward !== null && reward <= Number(state.most))) return false;
+  return !state.task || c.task[i].includes(state.task) || c.id[i].includes(state.task);
+}
+function filter() {
+  shown = [];
+  for (let i = 0; i < index.columns.id.length; i++) if (matches(i)) shown.push(i);
+  const total = index.columns.id.filter((id) => id !== null).length;
+  document.getElementById("count").textContent = `${shown.length.toLocaleString("en")} of ${total.toLocaleString("en")} episodes`;
+  const list = document.getElementById("list");
+  list.replaceChildren();
+  list.scrollTop = 0;
+  rows = 0;
+  more();
+}
+function more() {
+  const list = document.getElementById("list");
+  list.querySelector(".more")?.remove();
+  for (const i of shown.slice(rows, rows + PAGE)) list.append(row(i));
+  rows += PAGE;
+  if (rows < shown.length) list.append(node("button", { className: "more", type: "button", textContent: "show more", onclick: more }));
+}
+function row(i) {
+  const c = index.columns, kind = c.reward[i] === null ? "unknown" : c.passed[i] ? "good" : "bad";
+  const made = node("button", { className: "row", type: "button", onclick: () => open(i) },
+    node("span", { textContent: c.id[i] }),
+    node("span", { className: "reward " + kind, textContent: c.reward[i] === null ? "—" : figure(c.reward[i]) }),
+    node("span", { textContent: c.env[i].replace(/^turncredit\//, "") }),
+    node("span", { className: "quiet", textContent: c.stop[i] === "finished" ? `${c.turns[i]} turns` : c.stop[i] }));
+  made.dataset.index = i;
+  return made;
+}
+function step(event) {
+  if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+  event.preventDefault();
+  const at = shown.indexOf(Number(document.querySelector(".row[aria-current]")?.dataset.index ?? -1));
+  const next = shown[at + (event.key === "ArrowDown" ? 1 : -1)];
+  if (next !== undefined) open(next);
+}
+
+// One episode.
+
+async function details(i) { return (await read("chunk-" + Math.floor(i / CHUNK)))[i % CHUNK]; }
+let wanted = 0;
+async function open(i) {
+  const mine = ++wanted;
+  const run = index.columns.run[i], found = await details(i), words = await read("words-" + run);
+  const reference = found.credit?.reference ? indexOf(run, found.credit.reference) : -1;
+  const beside = reference < 0 ? null : await details(reference);
+  if (mine !== wanted) return; // another was chosen meanwhile
+  document.querySelector(".row[aria-current]")?.removeAttribute("aria-current");
+  document.querySelector(`.row[data-index="${i}"]`)?.setAttribute("aria-current", "true");
+  history.replaceState(null, "", "#episode=" + i);
+  const box = document.getElementById("episode");
+  box.replaceChildren(...heading(i, found), ...conversation(found), ...heatmap(found, beside, words));
+  box.dataset.id = found.id;
+}
+function indexOf(run, id) { return index.columns.id.findIndex((other, i) => other === id && index.columns.run[i] === run); }
+function heading(i, episode) {
+  const c = index.columns, reward = c.reward[i], kind = reward === null ? "unknown" : c.passed[i] ? "good" : "bad";
+  const box = node("div", { className: "verdict " + kind },
+    node("p", { innerHTML: "" }, node("b", { className: kind, textContent: reward === null ? "not judged" : `reward ${figure(reward)} · ${c.passed[i] ? "passed" : "failed"}` })));
+  if (episode.verdict?.reason) box.append(node("p", { textContent: "Why: " + episode.verdict.reason }));
+  box.append(node("p", { textContent: `Ended: ${c.stop[i]} — ${episode.why}` }));
+  if (episode.error) box.append(node("p", { className: "bad", textContent: episode.error }));
+  if (episode.verdict && Object.keys(episode.verdict.details).length)
+    box.append(node("details", {}, node("summary", { textContent: "what the verifier noted" }), node("pre", { textContent: JSON.stringify(episode.verdict.details, null, 1) })));
+  const credit = episode.credit;
+  if (credit) box.append(node("p", { textContent: `Credit: advantage ${figure(credit.advantage)}` + (credit.route ? `, route ${credit.route}` : "") +
+    (credit.reference ? `, weighted by a teacher that saw episode ${credit.reference}` : credit.weight ? "" : ", every token alike") }));
+  return [node("h3", { textContent: `${c.env[i]} · ${c.id[i]}` }),
+    node("p", { className: "quiet", textContent: `step ${c.step[i]} · task ${c.task[i]} · split ${c.split[i]} · ${c.turns[i]} turns · ${c.tokens[i]} generated tokens · seed ${episode.seed}` }), box];
+}
+function conversation(episode) {
+  const said = [];
+  if (episode.system) said.push(node("details", { className: "say other" }, node("summary", { textContent: "system prompt" }), episode.system));
+  said.push(node("div", { className: "say other" }, node("b", { textContent: "task" }), episode.prompt));
+  for (const [action, observation, role, valid, reward] of episode.turns) {
+    said.push(node("div", { className: "say agent" }, node("b", { textContent: valid ? "agent" : "agent · malformed action" }), action));
+    if (observation) said.push(node("div", { className: "say other" }, node("b", { textContent: (role === "tool" ? "tool" : "environment") + (reward ? ` · reward ${figure(reward)}` : "") }), observation));
+  }
+  return [node("h3", { textContent: "What was said" }), ...said];
+}
+
+// The credit heatmap.
+
+const MEASURES = [["weight", "credit: the token's weight f"], ["surprise", "surprise: how unlikely the sampled token was"], ["role", "role: generated or not"]];
+function tokensOf(episode) {
+  const tokens = [], credit = episode.credit || {};
+  let at = 0;
+  for (const [role, generated, ids, logprobs] of episode.segments)
+    ids.forEach((id, k) => {
+      if (!generated) { tokens.push({ id, role, generated: false }); return; }
+      const take = (name) => credit[name] ? credit[name][at] : null;
+      tokens.push({ id, role, generated: true, place: at, logprob: logprobs[k], weight: take("weight"), kl: take("kl"), ratio: take("ratio"),
+        student: take("student_logprob") ?? logprobs[k], teacher: take("teacher_logprob"), advantage: credit.advantage ?? null });
+      at++;
+    });
+  return tokens;
+}
+function heat(token, measure) {
+  if (measure === "weight") return token.weight ?? (token.advantage === null ? 0 : 1);
+  if (measure === "surprise") return token.logprob === null ? 0 : 1 - Math.exp(token.logprob);
+  return .5;
+}
+function heatmap(episode, reference, words) {
+  const recorded = Boolean(episode.credit), measures = MEASURES.filter(([name]) => name !== "weight" || recorded);
+  const select = node("select", { name: "measure" });
+  select.append(...measures.map(([value, text]) => new Option(text, value)));
+  const sides = node("div", { className: "sides" });
+  const draw = () => {
+    sides.replaceChildren(node("div", {}, node("div", { className: "quiet", textContent: "this episode" }), coloured(episode, words, select.value)));
+    if (reference) sides.append(node("div", {}, node("div", { className: "quiet", textContent: `the reference that its teacher saw: ${reference.id}` }), coloured(reference, words, select.value)));
+  };
+  select.addEventListener("change", draw);
+  draw();
+  const legend = node("div", { className: "legend" }, node("label", {}, "shade by ", select), node("span", {}, "0 ", node("span", { className: "ramp" }), " 1"),
+    node("span", { textContent: "grey: not generated by the policy, masked, earns nothing" }));
+  const parts = [node("h3", { textContent: "Token by token" }), legend, sides];
+  if (!recorded) parts.push(node("p", { className: "quiet", textContent: "The run recorded no credit for this episode." }));
+  const top = tokensOf(episode).filter((t) => t.weight !== null && t.weight !== undefined).sort((a, b) => b.weight - a.weight).slice(0, 10);
+  if (top.length) parts.push(node("h3", { textContent: "Most credited" }), topTable(top, words));
+  return parts;
+}
+function coloured(episode, words, measure) {
+  const box = node("div", { className: "tokens" });
+  for (const token of tokensOf(episode)) {
+    const text = words[token.id] ?? `⟨${token.id}⟩`;
+    if (!token.generated) { box.append(node("i", { textContent: text })); continue; }
+    const span = node("span", { className: "t", textContent: text });
+    span.style.background = `rgba(${css("--heat")}, ${(heat(token, measure) * .85).toFixed(3)})`;
+    span.token = token;
+    span.dataset.place = token.place;
+    box.append(span);
+  }
+  return box;
+}
+const percent = (logprob) => logprob === null || logprob === undefined ? null : Math.exp(logprob);
+function measuresOf(token) {
+  return [["token id", token.id], ["weight f", token.weight], ["KL, nats", token.kl], ["student probability", percent(token.student)],
+    ["teacher probability", percent(token.teacher)], ["advantage", token.advantage], ["ratio", token.ratio]].filter(([, v]) => v !== null && v !== undefined);
+}
+function topTable(tokens, words) {
+  const table = node("table", {}, node("thead", {}, node("tr", {}, ...["token", "place", "weight f", "KL, nats", "probability"].map((t) => node("th", { textContent: t })))));
+  const body = node("tbody");
+  for (const t of tokens) body.append(node("tr", {}, ...[JSON.stringify(words[t.id] ?? t.id), t.place, figure(t.weight), figure(t.kl), figure(percent(t.student))].map((v) => node("td", { textContent: v }))));
+  table.append(body);
+  return table;
+}
+document.addEventListener("pointerover", (event) => {
+  const tip = document.getElementById("tip"), token = event.target.token;
+  tip.hidden = !token;
+  if (!token) return;
+  tip.replaceChildren(node("table", {}, ...measuresOf(token).map(([name, value]) => node("tr", {}, node("th", { textContent: name }), node("td", { textContent: name === "token id" ? value : figure(value, 4) })))));
+  const at = event.target.getBoundingClientRect(), size = tip.getBoundingClientRect();
+  tip.style.left = Math.max(4, Math.min(at.left, innerWidth - size.width - 8)) + "px";
+  tip.style.top = (at.bottom + size.height + 8 > innerHeight ? at.top - size.height - 6 : at.bottom + 6) + "px";
+});
+document.getElementById("theme").addEventListener("click", () => {
+  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  window.redraw?.();
+});
+openBrowser().then(() => { document.body.dataset.ready = "episodes"; return drawCharts(); }).then(() => { document.body.dataset.ready = "all"; });
