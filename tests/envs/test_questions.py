@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import turncredit
+from turncredit.envs.check import check
 from turncredit.errors import MissingExtra, UserError
 
 ROWS = [{"question": "What is 6 * 7?", "answer": "Six sevens.\n#### 42", "n": 1},
@@ -155,3 +156,27 @@ def test_real_problem_sets_are_one_line_and_their_answers_are_rewarded(file: str
         assert env.step(rf"The answer is \boxed{{{env.expert_action()}}}")[1] == 1.0
         env.reset(options={"task": i})
         assert env.step(r"The answer is \boxed{-12345}")[1] == 0.0
+
+
+def test_a_fifth_of_one_file_can_be_held_out(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(200)])
+    parts = {split: questions(path, hold_out=True, split=split) for split in ("train", "test")}
+    drawn = {split: {env.reset(options={"task": i})[0] for i in range(env.num_tasks)} for split, env in parts.items()}
+    assert len(drawn["train"] | drawn["test"]) == 200 and not drawn["train"] & drawn["test"]
+    assert 20 < len(drawn["test"]) < 60
+    with pytest.raises(UserError, match="split 'ood' with hold_out"):
+        questions(path, hold_out=True, split="ood")
+    with pytest.raises(UserError, match="name it with data_split"):
+        questions("hf:owner/name", hold_out=True)
+    with pytest.raises(UserError, match="has no row for split 'test' of its 1: leave out hold_out"):
+        questions(write(tmp_path, "jsonl", [{"question": "What is 1 + 1?", "answer": 2}]), hold_out=True, split="test")
+
+
+def test_questions_pass_the_contract_with_two_splits_and_one_is_no_finding(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", [{"question": f"Of {n} apples 3 are eaten. How many are left?", "answer": n - 3}
+                                     for n in range(100, 900, 7)])
+    id, data = "turncredit/Questions-v0", {"data": str(path)}
+    found = {f.row: f for f in check(id, data | {"hold_out": True}, quick=True)}
+    assert [(f.row, f.detail) for f in found.values() if f.verdict == "fail"] == []
+    assert found["splits"].verdict == "pass"
+    assert check(id, data, quick=True, rows=["splits"])[-1].verdict == "skip"

@@ -133,7 +133,7 @@ def moved_policy(policy_of, sample_groups):
         with torch.no_grad():
             for parameter in policy.model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter += (0.01 * noise).to(dtype)
+                parameter += (0.02 * noise).to(dtype)
         return policy, groups
 
     return make

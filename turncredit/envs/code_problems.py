@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from turncredit.envs.problem_files import FORMATS, CodeProblem, format_of
 from turncredit.envs.program_env import ProgramEnv
-from turncredit.envs.questions import read_rows
+from turncredit.envs.questions import held_out, read_rows
 from turncredit.episode import Task
 from turncredit.errors import UserError, did_you_mean
 
@@ -26,20 +26,25 @@ class CodeProblems(ProgramEnv):
         data: a .jsonl, .json or .parquet file (also .gz), or "hf:name" for a data set of the hub.
         format: "humaneval", "mbpp", "leetcode", "livecodebench" or "codeforces"; seen from the fields where None.
         data_split: of an "hf:" data set; "test" where None.
+        hold_out: a fifth of the problems, chosen by their statement, are "test" and all others "train".
         several_turns: the agent may run code and see the visible tests before it answers.
         settings: for the tests, such as {"fraction": true, "test_s": 10} (see `CodeTests`).
     Raises:
         UserError: no such file or format, a field that a row lacks (named with its row), or no problem with tests.
     """
 
-    def __init__(self, data: str, format: str | None = None, data_split: str = "test", several_turns: bool = False,
-                 settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, data: str, format: str | None = None, data_split: str = "test", hold_out: bool = False,
+                 several_turns: bool = False, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(several_turns, **kwargs)
         if format is not None and format not in FORMATS:
             known = ", ".join(FORMATS)
             raise UserError(f"format {format!r} is unknown{did_you_mean(format, FORMATS)} (known: {known})")
         # YAML and JSON alone can write settings, so they have a JSON text to be told apart by
-        self._problems = _problems(data, format, data_split, self.split, json.dumps(settings or {}, sort_keys=True))
+        text = json.dumps(settings or {}, sort_keys=True)
+        self._problems: Sequence[CodeProblem] = _problems(data, format, data_split, self.split, text)
+        self.split_is_label = not hold_out
+        if hold_out:
+            self._problems = held_out(self._problems, self.split, data, lambda problem: problem.prompt)
         self.num_tasks = len(self._problems)
 
     def make_task(self, rng: np.random.Generator) -> Task:

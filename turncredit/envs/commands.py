@@ -1,11 +1,11 @@
-"""`turncredit envs check` and `turncredit envs new`."""
+"""`turncredit envs check`, `turncredit envs card` and `turncredit envs new`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from rich.text import Text
 
 from turncredit.errors import UserError
 
+if TYPE_CHECKING:
+    from turncredit.envs.card import Card
+
+LONGEST_TEXT = 1200  # characters of one text in an example episode
 COLOURS = {"pass": "green", "fail": "bold red", "skip": "dim"}
 Arguments = Annotated[str, typer.Option("--arguments", help="JSON, for its constructor")]
 
@@ -69,3 +73,50 @@ def new_command(name: Annotated[str, typer.Argument(help="such as lights-out")],
 
     folder = write_scaffold(name, into)
     print(f"{folder}: now pip install -e '{folder}[test]' and edit {name.replace('-', '_')}/env.py")
+
+
+def card_command(id: str, arguments: Arguments = "{}",
+                 tasks: Annotated[int, typer.Option(min=1, help="that each agent plays")] = 16,
+                 seed: Annotated[int, typer.Option(min=0, help="of the example episode")] = 0,
+                 as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """What an environment is: instructions, an example, tools, splits, turns, tokens, what knowing nothing earns."""
+    from turncredit.envs.card import card
+
+    found = card(id, parsed_arguments(arguments), tasks, seed)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        print_card(found, tasks, Console())
+
+
+def print_card(card: Card, tasks: int, console: Console) -> None:
+    """A card as text; nothing that the environment says is taken for markup."""
+
+    def say(title: str, text: str) -> None:
+        console.print(Text.assemble((f"{title}: ", "bold"), text))
+
+    say(card.id, card.about)
+    say("instructions", card.instructions or "none: the first observation says all")
+    for tool in card.tools:
+        arguments = ", ".join(tool.parameters.get("properties", {}))
+        say(f"tool {tool.name}({arguments})", tool.description)
+    counts = [f"{split} ({'generated' if size is None else f'{size:,} tasks'})" for split, size in card.splits.items()]
+    say("splits", ", ".join(counts) or "one")
+    say("levels", f"1 to {card.levels}" if card.levels > 1 else "one")
+    say("turns", "no limit stated" if card.turn_limit is None else f"at most {card.turn_limit}")
+    say("licence", "; ".join(f"{name}: {licence}" for name, licence in card.licences.items()) or "not stated")
+    console.print(_agents_table(card, tasks))
+    say("an episode", "")
+    for line in card.example:
+        text = line["text"] if len(line["text"]) <= LONGEST_TEXT else f"{line['text'][:LONGEST_TEXT]} …"
+        console.print(Text.assemble((f"  {line['role']}: ", "dim"), text))
+
+
+def _agents_table(card: Card, tasks: int) -> Table:
+    table = Table(title=f"mean reward over {tasks} tasks", title_justify="left")
+    for name in ("agent", "reward", "turns", "tokens, about"):
+        table.add_column(name, justify="left" if name == "agent" else "right")
+    for name, reached in card.agents.items():
+        reward = "unknown" if reached.reward is None else f"{reached.reward:.3f}"
+        table.add_row(name, reward, f"{reached.turns:.1f}", f"{reached.tokens:,}")
+    return table

@@ -38,6 +38,7 @@ class MathPython(PythonEnv):
             raise UserError(f"problems is {problems!r}, a {type(source).__name__}: it must be a TextEnv")
         self._source = source
         self.levels, self.num_tasks = source.levels, source.num_tasks
+        self.split_is_label = source.split_is_label
         super().__init__(split=split, level=level, **kwargs)
 
     def make_task(self, rng: np.random.Generator) -> Task:

@@ -9,16 +9,19 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from turncredit.envs.splits import split_of
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Task
 from turncredit.errors import MissingExtra, UserError, did_you_mean
 from turncredit.verifiers import MathAnswer, Verifier
+
+T = TypeVar("T")
 
 # Tasks are made once a process, not once an environment: a group has many environments on one file.
 _TASKS: dict[tuple[Any, ...], list[Task]] = {}
@@ -33,7 +36,8 @@ class Questions(TextEnv):
         question: the field that holds the question.
         answer: the field that holds the answer.
         answer_pattern: a regular expression whose first group is the answer within that field.
-        split: taken as a label; for "hf:" data it is the data set's split, unless `data_split` names another.
+        split: a label, unless `hold_out`; for "hf:" data it is the data set's split, unless `data_split` names another.
+        hold_out: a fifth of the rows, chosen by their question, are "test" and all others "train".
         instructions: what the agent is told.
         verifier: judges `hidden["answer"]`; MathAnswer by default.
     Raises:
@@ -41,13 +45,17 @@ class Questions(TextEnv):
     """
 
     turn_limit = 1
+    split_is_label = True
 
     def __init__(self, data: str, question: str = "question", answer: str = "answer", answer_pattern: str | None = None,
-                 data_split: str | None = None, split: str = "train", verifier: Verifier | None = None,
+                 data_split: str | None = None, hold_out: bool = False, split: str = "train",
+                 verifier: Verifier | None = None,
                  instructions: str = r"Solve the problem. Put the final answer in \boxed{}.", **kwargs: Any) -> None:
         super().__init__(split=split, **kwargs)
         self.instructions = instructions
         self.verifier = verifier or MathAnswer()
+        if hold_out and data.startswith("hf:") and data_split is None:
+            raise UserError("hold_out parts one split of a data set: name it with data_split")
         source = _source(data, data_split or split)
         key = (*source, question, answer, answer_pattern, split, self.level)
         if key not in _TASKS:
@@ -57,6 +65,9 @@ class Questions(TextEnv):
         self._tasks = _TASKS[key]
         if not self._tasks:
             raise UserError(f"data {data!r} holds no rows")
+        self.split_is_label = not hold_out
+        if hold_out:
+            self._tasks = held_out(self._tasks, split, data, lambda task: task.prompt)
         self.num_tasks = len(self._tasks)
 
     def make_task(self, rng: np.random.Generator) -> Task:
@@ -92,6 +103,20 @@ class Questions(TextEnv):
                                 f"{gold[-60:]!r}")
             gold = match.group(1)
         return Task(str(row[question]), {"answer": gold.strip()}, self.split, self.level)
+
+
+def held_out(rows: Sequence[T], split: str, data: str, content: Callable[[T], str]) -> list[T]:
+    """The rows whose content is of the split.
+
+    Raises:
+        UserError: there are none, as of "ood", which a file cannot have.
+    """
+    if split == "ood":
+        raise UserError("split 'ood' with hold_out: one source has 'train' and 'test' alone; name other data for it")
+    found = [row for row in rows if split_of(content(row)) == split]
+    if not found:
+        raise UserError(f"data {data!r} has no row for split {split!r} of its {len(rows)}: leave out hold_out")
+    return found
 
 
 def read_rows(data: str, split: str) -> Iterator[tuple[str, Any]]:

@@ -80,7 +80,9 @@ class TextEnv(gymnasium.Env[str, str]):
     verifier: Verifier
     levels: int = 1
     turn_limit: int = 8
+    package: str = ""  # the distribution that it adapts, for its card
     num_tasks: int | None = None  # the size of a finite task set; None where tasks are generated without end
+    split_is_label: bool = False  # all splits have the same tasks: the user chose the data, and says what they are
 
     def __init__(self, split: str = "train", level: int = 1, max_turns: int | None = None,
                  tool_format: str = "json") -> None:

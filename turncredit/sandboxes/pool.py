@@ -57,7 +57,7 @@ class Slot(slots.Slot):
         """See `slots.Slot.exchange`."""
         store = packets.store(blobs)
         try:
-            packets.send(self.socket, {**header, "blobs": [len(blob) for blob in blobs]}, [store])
+            packets.ask(self.socket, {**header, "blobs": [len(blob) for blob in blobs]}, [store])
         except ConnectionError:
             return None
         finally:
@@ -67,7 +67,7 @@ class Slot(slots.Slot):
 
 async def receive(slot: Slot) -> Message | None:
     """Wait for one message; None where the slot died."""
-    await _readable(slot.socket)
+    await _readable(slot.socket.fileno())
     try:
         packet = packets.receive(slot.socket)
     except ConnectionError:
@@ -82,7 +82,7 @@ async def receive(slot: Slot) -> Message | None:
             os.close(descriptor)
 
 
-async def _readable(sock: socket.socket) -> None:
+async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
 
@@ -90,11 +90,11 @@ async def _readable(sock: socket.socket) -> None:
         if not ready.done():
             ready.set_result(None)
 
-    loop.add_reader(sock, wake)
+    loop.add_reader(descriptor, wake)
     try:
         await ready
     finally:
-        loop.remove_reader(sock)
+        loop.remove_reader(descriptor)
 
 
 class Pool(slots.Pool[Slot]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import math
 import os
 from abc import ABC, abstractmethod
@@ -120,7 +121,7 @@ class SlotSandbox(Sandbox, Generic[Place]):
         files = files or {}
         check_request(code, argv, files, collect, limits)
         source = b"" if code is None else code.encode("utf-8", "surrogatepass")
-        header = {"op": "run", "limits": dataclasses.asdict(limits), "collect": list(collect)}
+        header = {"op": "run", "limits": _fields(limits), "collect": list(collect)}
         blobs = [source, stdin, _joined(argv or ()), _joined(files), *files.values()]
         for _ in range(1 if limits.network else 2):  # it had no effect outside, so a lost one may run again
             reply = await self._ask(header, blobs, limits)
@@ -197,13 +198,13 @@ class SlotSession(Session, Generic[Place]):
 
     async def start(self) -> None:
         """Start the interpreter."""
-        await self._ask({"op": "session", "limits": dataclasses.asdict(self.limits)}, [], GRACE_S)
+        await self._ask({"op": "session", "limits": _fields(self.limits)}, [], GRACE_S)
 
     async def run(self, code: str, *, limits: Limits | None = None) -> Result:
         """See `Session.run`."""
         limits = limits or self.limits
         check_limits(limits, self._memory_bytes)
-        header = {"op": "cell", "limits": dataclasses.asdict(limits)}
+        header = {"op": "cell", "limits": _fields(limits)}
         source = code.encode("utf-8", "surrogatepass")
         answer, parts = await self._ask(header, [source], limits.wall_s + GRACE_S)
         result = _result(answer, parts, limits)
@@ -256,6 +257,12 @@ class SlotSession(Session, Generic[Place]):
     async def close(self) -> None:
         """See `Session.close`."""
         await self._end("it was closed")
+
+
+@functools.lru_cache(maxsize=64)
+def _fields(limits: Limits) -> dict[str, Any]:
+    """Return the limits as a request carries them, to be left as they are."""
+    return dataclasses.asdict(limits)
 
 
 def _joined(words: Iterable[str]) -> bytes:

@@ -124,11 +124,11 @@ class Learner:
         finite = True
         if credit.has_signal:
             old = self._old_logprobs(credit.episodes, statistics)
-            for chosen in self._mini_batches(len(credit.episodes), step):
+            for epoch, chosen in self._mini_batches(len(credit.episodes), step):
                 episodes = [credit.episodes[i] for i in chosen]
                 if not any(one.has_signal for one in episodes):
                     continue
-                loss, norm = self._gradient(episodes, old, statistics, record, step)
+                loss, norm = self._gradient(episodes, old, statistics, None if epoch else record, step)
                 losses.append(loss)
                 norms.append(norm)
                 finite = bool(np.isfinite(loss) and np.isfinite(norm))
@@ -143,15 +143,16 @@ class Learner:
                                   gradient_norm=float(np.mean(norms)) if norms else 0.0,
                                   updates=len(losses) - (not finite), updated=bool(losses) and finite)
 
-    def _mini_batches(self, count: int, step: int) -> list[list[int]]:
-        """The episodes of each optimiser step, drawn anew in each pass; in order, so that neighbours share prompts."""
+    def _mini_batches(self, count: int, step: int) -> list[tuple[int, list[int]]]:
+        """The pass and the episodes of each optimiser step, drawn anew in each pass; in order, so that neighbours
+        share prompts."""
         batches = []
         for epoch in range(self.settings.epochs):
             order = np.arange(count)
             if self.settings.mini_batches > 1:
                 order = np.random.default_rng(seed_of(self.seed, "mini-batches", step, epoch)).permutation(count)
             parts = np.array_split(order, self.settings.mini_batches)
-            batches += [sorted(map(int, part)) for part in parts if len(part)]
+            batches += [(epoch, sorted(map(int, part))) for part in parts if len(part)]
         return batches
 
     def _gradient(self, episodes: Sequence[CreditedEpisode], old: Mapping[str, _Old], statistics: TokenStatistics,

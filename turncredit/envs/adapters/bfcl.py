@@ -70,6 +70,7 @@ class BFCL(TextEnv):
     instructions = ("Serve the user with the functions at hand. When all that can be done for this turn of theirs is "
                     "done, or a function or a value is missing, say so without a call; the user then goes on.")
     verifier = PackageCheck()
+    package = "bfcl-eval"
     turn_limit = 80
 
     def __init__(self, category: str = "base", **kwargs: Any) -> None:

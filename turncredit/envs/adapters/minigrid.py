@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,7 @@ class MiniGrid(TextEnv):
     instructions = (f"You walk through a world of square cells. Write one action a turn: {', '.join(_NAMES)}. "
                     "Toggle opens doors and boxes in front of you.")
     verifier = GoalReached()
+    package = "minigrid"
     turn_limit = 128  # or the level's own number of steps, where that is smaller
 
     def __init__(self, env: str = "BabyAI-GoToLocal-v0", ood: str = "BabyAI-PickupLoc-v0", **kwargs: Any) -> None:
@@ -55,8 +57,9 @@ class MiniGrid(TextEnv):
     def make_task(self, rng: np.random.Generator) -> Task:
         """A world."""
         seed = draw_from_split(self.split, lambda: int(rng.integers(2**31)), self._world)
-        self._world(seed)
-        return Task(f"Mission: {self.inner.mission}.\n{self._view()}", {"seed": seed}, self.split, self.level)
+        digest = hashlib.sha1(self._world(seed).encode()).hexdigest()[:12]
+        return Task(f"Mission: {self.inner.mission}.\n{self._view()}", {"seed": seed}, self.split, self.level,
+                    f"{self.split}-{digest}")
 
     def start(self) -> None:
         """Make the task's world."""

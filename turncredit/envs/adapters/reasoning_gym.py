@@ -74,6 +74,7 @@ class ReasoningGym(TextEnv):
 
     instructions = "Answer the question. Put the final answer between <answer> and </answer>."
     turn_limit = 1
+    package = "reasoning-gym"
 
     def __init__(self, task: str = "chain_sum", config: Mapping[str, Any] | None = None,
                  ood_config: Mapping[str, Any] | None = None, partial: bool = False, **kwargs: Any) -> None:

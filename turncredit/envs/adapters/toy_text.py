@@ -39,6 +39,7 @@ class ToyText(TextEnv):
     """
 
     verifier = GoalReached()
+    package = "gymnasium"
     actions: tuple[str, ...]  # names, in Gymnasium's order
     one_world = True  # for every task, of which each begins elsewhere in it
     inner: Any = None

@@ -20,6 +20,7 @@ function node(tag, attributes = {}, ...inside) {
   return made;
 }
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 const figure = (value, digits = 3) => value === null || value === undefined ? "unknown" : Number(value.toPrecision(digits)).toString();
 
 // Curves.
@@ -34,13 +35,20 @@ async function drawCharts() {
     return place;
   });
   const text = await unpack("plotly");
+  await painted(); // to evaluate the library takes longer than all the rest: the episodes are there before
   document.head.append(node("script", { textContent: text }));
+  const waiting = [];
+  const drawNext = async () => {
+    while (waiting.length) { drawChart(waiting[0], charts[places.indexOf(waiting[0])]); await painted(); waiting.shift(); }
+  };
   const seen = new IntersectionObserver((entries) => {
+    const idle = !waiting.length;
     for (const entry of entries.filter((e) => e.isIntersecting)) {
       seen.unobserve(entry.target);
-      drawChart(entry.target, charts[places.indexOf(entry.target)]);
+      waiting.push(entry.target);
     }
-  }, { rootMargin: "400px" });
+    if (idle) drawNext();
+  }, { rootMargin: "200px" });
   places.forEach((place) => seen.observe(place));
   window.redraw = () => places.forEach((place, i) => place.classList.contains("js-plotly-plot") && drawChart(place, charts[i]));
 }
@@ -56,7 +64,7 @@ function drawChart(place, chart) {
 // Episodes: the list and its filters.
 
 let index, shown = [], rows = 0;
-const PAGE = 200, CHUNK = 64;
+const PAGE = 100, CHUNK = 64;
 const FILTERS = [["run", "run"], ["env", "environment"], ["split", "split"], ["route", "route"], ["stop", "stop reason"]];
 const state = {};
 async function openBrowser() {
@@ -159,7 +167,7 @@ function heading(i, episode) {
   if (episode.verdict && Object.keys(episode.verdict.details).length)
     box.append(node("details", {}, node("summary", { textContent: "what the verifier noted" }), node("pre", { textContent: JSON.stringify(episode.verdict.details, null, 1) })));
   const credit = episode.credit;
-  if (credit) box.append(node("p", { textContent: `Credit: advantage ${figure(credit.advantage)}` + (credit.route ? `, route ${credit.route}` : "") +
+  if (credit) box.append(node("p", { textContent: `Credit: advantage ${Array.isArray(credit.advantage) ? "of each token its own" : figure(credit.advantage)}` + (credit.route ? `, route ${credit.route}` : "") +
     (credit.reference ? `, weighted by a teacher that saw episode ${credit.reference}` : credit.weight ? "" : ", every token alike") }));
   return [node("h3", { textContent: `${c.env[i]} · ${c.id[i]}` }),
     node("p", { className: "quiet", textContent: `step ${c.step[i]} · task ${c.task[i]} · split ${c.split[i]} · ${c.turns[i]} turns · ${c.tokens[i]} generated tokens · seed ${episode.seed}` }), box];
@@ -184,9 +192,9 @@ function tokensOf(episode) {
   for (const [role, generated, ids, logprobs] of episode.segments)
     ids.forEach((id, k) => {
       if (!generated) { tokens.push({ id, role, generated: false }); return; }
-      const take = (name) => credit[name] ? credit[name][at] : null;
+      const take = (name) => Array.isArray(credit[name]) ? credit[name][at] : credit[name] ?? null;
       tokens.push({ id, role, generated: true, place: at, logprob: logprobs[k], weight: take("weight"), kl: take("kl"), ratio: take("ratio"),
-        student: take("student_logprob") ?? logprobs[k], teacher: take("teacher_logprob"), advantage: credit.advantage ?? null });
+        student: take("student_logprob") ?? logprobs[k], teacher: take("teacher_logprob"), advantage: take("advantage") });
       at++;
     });
   return tokens;

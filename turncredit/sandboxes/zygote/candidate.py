@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.signal itself copies 60 pages, for its enums
 import contextlib
-import fcntl
 import gc
+import marshal
 import os
 import resource
 import signal
-import socket
+import struct
 import traceback
+import types
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from . import interpreter, landlock, packets, root, seccomp, syscalls
+from . import interpreter, landlock, root, seccomp, syscalls
 
 OPEN_FILES = 256
 STACK_BYTES = 64 << 20
+LENGTH = struct.Struct("<Q")  # bytes of the request that follows on `word`
+CHUNK = 1 << 18  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -29,27 +33,28 @@ class Confinement:
     data_bytes: int  # writable memory that every fork of the slot starts with
 
 
-def live(held: Confinement, word: socket.socket, status: int) -> NoReturn:
-    """Be confined, take the request from `word`, and become its program.
+def live(held: Confinement, main: types.ModuleType, word: int, status: int) -> NoReturn:
+    """Be confined, take the request from the socket `word`, and become its program.
 
     What goes wrong before that is written to `status`, which the program never gets: it can't claim that
     the sandbox failed.
     """
     try:
         confine(held)
-        packet = packets.receive(word)
-        if packet is None:
-            os._exit(0)
-        request, descriptors = packet
+        length = _read(word, LENGTH.size)
+        if not length:
+            os._exit(0)  # the slot ends
+        request = marshal.loads(_read(word, *LENGTH.unpack(length)))
         limit_resources(request["limits"], held.data_bytes, session=request["op"] == "session")
         gc.enable()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         if request["op"] == "run":
-            code, _, argv, paths, *contents = packets.load(descriptors[0], request["blobs"])
-            write_files(dict(zip(_words(paths), contents)))
+            code_length, _, *others = request["blobs"]
+            code, argv, paths, *contents = [_read(word, length) for length in (code_length, *others)]
+            if contents:
+                write_files(dict(zip(_words(paths), contents)))
         else:
-            channel = fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, interpreter.CHANNEL + 1)
-            os.dup2(channel, interpreter.CHANNEL, inheritable=False)
+            os.dup2(word, interpreter.CHANNEL, inheritable=False)
     except MemoryError:  # the request itself is too much for its limits
         os.write(2, b"MemoryError\n")
         os._exit(1)
@@ -58,11 +63,23 @@ def live(held: Confinement, word: socket.socket, status: int) -> NoReturn:
         os._exit(1)
     if request["op"] == "session":
         os.closerange(interpreter.CHANNEL + 1, OPEN_FILES)
-        interpreter.serve_cells(root.WORK)
+        interpreter.serve_cells(main)
     os.closerange(3, OPEN_FILES)
     if argv:
         run_program(_words(argv))
-    interpreter.run_source(code, root.WORK)
+    interpreter.run_source(code, main)
+
+
+def _read(word: int, length: int) -> bytes:
+    """Return so many bytes, fewer where the slot ended."""
+    data = os.read(word, min(length, CHUNK)) if length else b""
+    if len(data) < length:
+        parts, missing = [data], length - len(data)
+        while missing and (data := os.read(word, min(missing, CHUNK))):
+            parts.append(data)
+            missing -= len(data)
+        data = b"".join(parts)
+    return data
 
 
 def _words(joined: bytes) -> list[str]:
@@ -75,7 +92,7 @@ def confine(held: Confinement) -> None:
     Raises:
         OSError: a step was refused. No code of the candidate may run then.
     """
-    os.setsid()
+    os.setpgid(0, 0)  # a session of its own would be a scheduling group of its own too, made and unmade each time
     os.chdir(root.WORK)
     if held.uid is not None:
         os.setgroups([])
@@ -86,7 +103,6 @@ def confine(held: Confinement) -> None:
     if held.uid is None:
         enter_user_namespace()  # where its processes are counted apart from the user's others
         syscalls.drop_capabilities()
-    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     if held.landlock is not None:
         landlock.restrict(held.landlock)
     if held.seccomp is not None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import fcntl
 import functools
 import gc
+import marshal
 import math
 import os
-import resource
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from .cgroups import SlotCgroup
 from .streams import Input, Output
 
 FIRST_LOOK_S, LOOK_EVERY_S = 0.02, 0.04  # at what the processes use together
+ANY_KIND = 0x40000000  # __WALL: wait for children that `clone` made without SIGCHLD too
 TICKS, PAGE = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
 ABOVE = 128  # where a new candidate's descriptors are kept while those below are closed
 WALL, CPU, MEMORY, SIGNAL = "wall time", "cpu time", "memory", "signal"  # the values of KilledBy
@@ -42,62 +45,73 @@ class Execution:
     Made ahead of its request: the candidate is forked and confined, and waits for `go`.
 
     Args:
+        main: what the candidate's code becomes.
         parent: the way to the program that opened the sandbox; its hang-up ends the execution.
         nowhere: a descriptor of /dev/null.
     """
 
-    def __init__(self, held: candidate.Confinement, cgroup: SlotCgroup, parent: packets.Parent,
-                 nowhere: int) -> None:
+    def __init__(self, held: candidate.Confinement, main: types.ModuleType, cgroup: SlotCgroup,
+                 parent: packets.Parent, nowhere: int) -> None:
         self.cgroup, self.parent = cgroup, parent
         self.poll = select.poll()
-        self.ready: dict[int, Callable[[], None]] = {}
+        self.ready: dict[int, Callable[[int], None]] = {}
         self.limits: dict[str, Any] = {}
         self.wait_status: int | None = None  # of the candidate's own process
-        self.peak_bytes = self.largest_bytes = 0
-        self.base_bytes, self.base_resident = _memory("self")
+        self.alone = False  # no process of its is left
+        self.reaped_cpu_s = self.cpu_before = 0.0  # of those that ended; of all before the present cell
+        self.peak_bytes = self.largest_resident = 0
         stdin, self._stdin = os.pipe()
         out, out_write = os.pipe()
         err, err_write = os.pipe()
         self._status, status_write = os.pipe()
-        self._word, word = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Without the class around it, whose conversions copy many pages.
+        self.word, word = (end.detach() for end in _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
         gc.freeze()  # the candidate's collector starts from nothing: what it touches of ours would be copied
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 for descriptor, number in ((stdin, 0), (out_write, 1), (err_write, 2)):
                     os.dup2(descriptor, number)
-                status, kept = (fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, ABOVE)
-                                for descriptor in (status_write, word.detach()))
+                status = fcntl.fcntl(status_write, fcntl.F_DUPFD_CLOEXEC, ABOVE)
+                word = fcntl.fcntl(word, fcntl.F_DUPFD_CLOEXEC, ABOVE)
                 os.closerange(3, ABOVE)
-                candidate.live(held, socket.socket(fileno=kept), status)
+                candidate.live(held, main, word, status)
             finally:
                 os._exit(1)  # whatever happened, this process never goes on as a slot
-        for descriptor in (stdin, out_write, err_write, status_write):
+        for descriptor in (stdin, out_write, err_write, status_write, word):
             os.close(descriptor)
-        word.close()
         self._ended = os.pidfd_open(self.pid)
         self.out, self.err = Output(out, nowhere), Output(err, nowhere)
-        self._descriptors = [self._stdin, out, err, self._status, self._ended]
+        self._descriptors = [self._stdin, out, err, self._status, self._ended, self.word]
 
-    def go(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
-        """Give the candidate its request: from here on its limits hold."""
+    def go(self, request: dict[str, Any], store: int = -1, parts: Iterable[tuple[int, int]] = ()) -> None:
+        """Give the candidate its request, and parts of a memory file: from here on its limits hold.
+
+        Args:
+            parts: where each begins, and its length.
+        """
         self.limits = request["limits"]
         self.out.limit = self.err.limit = self.limits["output_bytes"]
         self.cgroup.limit(self.limits["memory_bytes"], self.limits["processes"])
-        self.cpu_before = _reaped_cpu_s()
-        for output in (self.out, self.err):
-            self.watch(output.pipe, select.POLLIN, functools.partial(self._took, output))
-        self.watch(self._ended, select.POLLIN, self.reap)
+        self.watch(self.out.pipe, select.POLLIN, lambda event: self._took(self.out, event))
+        self.watch(self.err.pipe, select.POLLIN, lambda event: self._took(self.err, event))
+        self.watch(self._ended, select.POLLIN, lambda _: self.reap())
         self.began = time.monotonic()
-        with contextlib.suppress(BrokenPipeError):  # its end tells why
-            packets.send(self._word, request, descriptors)
-        self._word.close()
+        data = marshal.dumps(request)
+        try:
+            os.write(self.word, candidate.LENGTH.pack(len(data)) + data)
+            for start, length in parts:
+                sent = 0
+                while sent < length:
+                    sent += os.sendfile(self.word, store, start + sent, length - sent)
+        except ConnectionError:  # its end tells why
+            return
 
     def give_stdin(self, store: int, start: int, length: int) -> None:
         """Feed a part of a memory file to the candidate's standard input, and end it there."""
         feed = Input(self._stdin, store, start, length)
         if length and feed.move():
-            self.watch(self._stdin, select.POLLOUT, lambda: None if feed.move() else self._end_stdin())
+            self.watch(self._stdin, select.POLLOUT, lambda _: None if feed.move() else self._end_stdin())
         else:
             self._end_stdin()
 
@@ -107,7 +121,8 @@ class Execution:
         os.close(self._stdin)
         self._descriptors.remove(self._stdin)
 
-    def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
+    def watch(self, descriptor: int, events: int, ready: Callable[[int], None]) -> None:
+        """Call `ready` with what poll says of the descriptor."""
         self.poll.register(descriptor, events)
         self.ready[descriptor] = ready
 
@@ -115,9 +130,12 @@ class Execution:
         self.poll.unregister(descriptor)
         del self.ready[descriptor]
 
-    def _took(self, output: Output) -> None:
-        if output.move() == 0:
-            self.unwatch(output.pipe)
+    def _took(self, output: Output, event: int) -> None:
+        if event == select.POLLHUP:  # without POLLIN: nothing is left in it
+            output.ended = True
+        elif output.move() != 0:
+            return
+        self.unwatch(output.pipe)
 
     def over(self) -> bool:
         """Say whether the candidate's own process has ended."""
@@ -147,23 +165,37 @@ class Execution:
                     if descriptor == self.parent.fileno():
                         return ASKED if event == select.POLLIN else HUNG_UP
                     if descriptor in self.ready:
-                        self.ready[descriptor]()
+                        self.ready[descriptor](event)
         finally:
             self.poll.unregister(self.parent)
         return None
 
     def reap(self, options: int = os.WNOHANG) -> None:
         """Collect the processes that ended: the candidate, and orphans that came to PID 1."""
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status, used = os.wait4(-1, options)
-                if pid == 0:
-                    return
-                self.largest_bytes = max(self.largest_bytes, used.ru_maxrss * 1024 - self.base_resident)
-                if pid == self.pid:
-                    self.wait_status = status
-                    if self._ended in self.ready:
-                        self.unwatch(self._ended)
+        while not self.alone:
+            try:
+                pid, status, used = os.wait4(-1, options | ANY_KIND)
+            except ChildProcessError:  # who is left would be a child of PID 1, or have one among its parents
+                self.alone = True
+                return
+            if pid == 0:
+                return
+            self.reaped_cpu_s += used.ru_utime + used.ru_stime
+            self.largest_resident = max(self.largest_resident, used.ru_maxrss * 1024)
+            if pid == self.pid:
+                self.wait_status = status
+                if self._ended in self.ready:
+                    self.unwatch(self._ended)
+
+    @functools.cached_property
+    def base(self) -> tuple[int, int]:
+        """What every process of it starts with: see `_memory`."""
+        return _memory("self")
+
+    @property
+    def largest_bytes(self) -> int:
+        """The most that one process used, of those that were reaped."""
+        return max(0, self.largest_resident - self.base[1])
 
     def look(self) -> str | None:
         """Compare what all processes use with the limits; return the limit that is passed, if any."""
@@ -186,16 +218,18 @@ class Execution:
                 try:
                     stat = syscalls.read_file(f"/proc/{name}/stat")
                     ticks += sum(map(int, stat.rpartition(b")")[2].split()[11:15]))
-                    memory += max(0, _memory(name)[0] - self.base_bytes)
+                    memory += max(0, _memory(name)[0] - self.base[0])
                 except (FileNotFoundError, ProcessLookupError):
                     continue
-        return Usage(ticks / TICKS + _reaped_cpu_s() - self.cpu_before, memory)
+        return Usage(ticks / TICKS + self.reaped_cpu_s - self.cpu_before, memory)
 
     def end(self) -> None:
         """Kill and reap everything but ourselves: one kill(-1), which no fork can outrun."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-        self.reap(options=0)
+        self.reap()
+        if not self.alone:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+            self.reap(options=0)
         self.out.drain()
         self.err.drain()
 
@@ -206,7 +240,7 @@ class Execution:
     def verdict(self, cut: str | None) -> dict[str, object]:
         """Say how it ended and what it used, once it did."""
         assert self.wait_status is not None
-        cpu_s = _reaped_cpu_s() - self.cpu_before
+        cpu_s = self.reaped_cpu_s - self.cpu_before
         killed_by = cut or self._own_end(self.wait_status, cpu_s)
         return {"exit": None if killed_by else os.waitstatus_to_exitcode(self.wait_status),
                 "killed_by": killed_by, **self._used(cpu_s)}
@@ -223,7 +257,9 @@ class Execution:
 
     def _own_end(self, status: int, cpu_s: float) -> str | None:
         """Say which limit stands behind a candidate's own end, if one does."""
-        if self._ran_out(self.largest_bytes if status else 0):  # what ended well may have mapped large files
+        if status == 0:  # what ended well may have mapped large files
+            return MEMORY if self._ran_out(0) else None
+        if self._ran_out(self.largest_bytes):
             return MEMORY
         if not os.WIFSIGNALED(status):
             return None
@@ -251,11 +287,6 @@ class Execution:
                 os.close(store)
         for descriptor in self._descriptors:
             os.close(descriptor)
-
-
-def _reaped_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _memory(process: str) -> tuple[int, int]:

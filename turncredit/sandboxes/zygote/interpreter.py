@@ -21,9 +21,8 @@ CELL = struct.Struct("<Q")  # bytes of the source that follows
 ANSWER = struct.Struct("<B?Q")  # exit code, is there a value, bytes of its repr
 
 
-def run_source(source: bytes, folder: str) -> NoReturn:
-    """Run Python source as `__main__`, and end as the interpreter would."""
-    main = _fresh_main(folder)
+def run_source(source: bytes, main: types.ModuleType) -> NoReturn:
+    """Run Python source as `main`, and end as the interpreter would."""
     code = _run(source, "main.py", main.__dict__)[0]
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # private, but what the interpreter itself calls
@@ -34,9 +33,9 @@ def run_source(source: bytes, folder: str) -> NoReturn:
         os._exit(code)
 
 
-def serve_cells(folder: str) -> NoReturn:
+def serve_cells(main: types.ModuleType) -> NoReturn:
     """Run a session's cells in one namespace until the slot hangs up."""
-    namespace = _fresh_main(folder).__dict__
+    namespace = main.__dict__
     with socket.socket(fileno=CHANNEL) as channel:
         number = 0
         while len(prefix := channel.recv(CELL.size, socket.MSG_WAITALL)) == CELL.size:
@@ -51,8 +50,8 @@ def serve_cells(folder: str) -> NoReturn:
     os._exit(0)
 
 
-def _fresh_main(folder: str) -> types.ModuleType:
-    """Make the process look like an interpreter that just started."""
+def fresh_main(folder: str) -> types.ModuleType:
+    """Make the process look like an interpreter that just started; return its `__main__`."""
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main

@@ -23,10 +23,9 @@ CHUNK = 1 << 16
 def serve(execution: Execution, request: dict[str, Any], uid: int | None) -> None:
     """Run cells and carry files until the parent hangs up, or a limit or the interpreter's own end comes."""
     parent = execution.parent
-    channel, theirs = socket.socketpair()
+    execution.go(request)
+    channel = socket.socket(fileno=os.dup(execution.word))  # cells go the way that the request went
     channel.setblocking(False)
-    execution.go(request, [theirs.fileno()])
-    theirs.close()
     execution.give_stdin(-1, 0, 0)
     parent.send({"ready": True})
     ended: str | None = None
@@ -94,9 +93,9 @@ def _cell(execution: Execution, channel: socket.socket, limits: dict[str, Any], 
             except ConnectionError:
                 left = left[:0]
             if not left:
-                execution.watch(channel.fileno(), select.POLLIN, move)
+                execution.watch(channel.fileno(), select.POLLIN, lambda _: move())
 
-    execution.watch(channel.fileno(), select.POLLIN | select.POLLOUT, move)
+    execution.watch(channel.fileno(), select.POLLIN | select.POLLOUT, lambda _: move())
     cut = execution.wait(lambda: answer.complete() or execution.over(), wall_s=limits["wall_s"])
     execution.unwatch(channel.fileno())
     if cut == HUNG_UP:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import candidate, cgroups, files, landlock, packets, root, seccomp, session, syscalls
+from . import candidate, cgroups, files, interpreter, landlock, packets, root, seccomp, session, syscalls
 from .execution import ABOVE, HUNG_UP, PAGE, Execution
 
 APART = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWCGROUP
@@ -35,6 +35,7 @@ def serve(settings: Settings, pool: cgroups.Pool, number: int, parent: packets.P
           network: bool) -> None:
     """Build the slot, say that it is ready, and serve until the parent hangs up."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+    os.setsid()  # the scheduler shares CPU time out between sessions: a slot with all its processes is one
     uid = settings.uids[number % len(settings.uids)] if settings.privileged else None
     try:
         cgroup = cgroups.SlotCgroup(pool, number)
@@ -63,9 +64,11 @@ def serve_requests(held: candidate.Confinement, cgroup: cgroups.SlotCgroup, pare
                    scratch: Scratch) -> None:
     """Carry out one request after the other until the parent hangs up; a session is the last."""
     nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)  # here and below: what a candidate inherits, it need not do
+    main = interpreter.fresh_main(root.WORK)
     while True:
         scratch.prepare()
-        execution = Execution(held, cgroup, parent, nowhere)
+        execution = Execution(held, main, cgroup, parent, nowhere)
         packet = parent.receive()
         if packet is None:
             return
@@ -110,7 +113,7 @@ class Scratch:
 def _run(execution: Execution, request: dict[str, Any], store: int) -> str | None:
     """Carry out one request and answer it; return HUNG_UP where nobody waits for the answer."""
     code_length, stdin_length = request["blobs"][:2]
-    execution.go(request, [store])
+    execution.go(request, store, [(0, code_length), (code_length + stdin_length, sum(request["blobs"][2:]))])
     execution.give_stdin(store, code_length, stdin_length)
     cut = execution.wait(execution.over, wall_s=request["limits"]["wall_s"])
     execution.end()

@@ -16,7 +16,7 @@ class Output:
     def __init__(self, pipe: int, nowhere: int) -> None:
         self.pipe, self.nowhere = pipe, nowhere  # nowhere: /dev/null
         self.limit = self.kept = 0  # bytes
-        self.cut = False
+        self.cut = self.ended = False
         self.store = -1  # a memory file, once something came
 
     def move(self) -> int | None:
@@ -33,12 +33,13 @@ class Output:
                 self.cut |= moved > 0
         except BlockingIOError:
             return None
+        self.ended = moved == 0
         return moved
 
     def drain(self) -> None:
         """Take what is left in the pipe, however fast a living writer may be."""
         for _ in range(4):
-            if not self.move():
+            if self.ended or not self.move():
                 return
 
     def take(self) -> tuple[int, int, bool]:
