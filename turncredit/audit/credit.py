@@ -14,7 +14,8 @@ from turncredit.config import Config
 from turncredit.report.credit import EpisodeCredit
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.batch import make_batch, pack_by_tokens
-from turncredit.trainer.learner import Credit, CreditedEpisode, Learner
+from turncredit.trainer.credited import Credit, CreditedEpisode
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.record import TokenRecord
 
 if TYPE_CHECKING:
