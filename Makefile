@@ -13,8 +13,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## train the quickstart's agent with SC-GRPO and compare before / after
 	$(BIN)/turncredit demo
 
-test: $(VENV)/.installed lint  ## everything that CI runs
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed lint  ## everything that CI runs, two files of tests at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

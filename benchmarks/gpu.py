@@ -30,7 +30,8 @@ from turncredit.trainer import head
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.credit import kl_weight, token_kl
-from turncredit.trainer.learner import Credit, CreditedEpisode, Learner
+from turncredit.trainer.credited import Credit, CreditedEpisode
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import memory_need
 from turncredit.trainer.policy import Policy
 
@@ -82,14 +83,14 @@ def make_credit(policy: Policy, shape: Shape) -> Credit:
     rng = np.random.default_rng(0)
     vocabulary = shape.model["vocab_size"]
     episodes = []
-    for _ in range(shape.groups):
+    for group in range(shape.groups):
         prompt = rng.integers(vocabulary, size=shape.prompt)
         responses = rng.integers(vocabulary, size=(shape.group_size, shape.response))
         for i, response in enumerate(responses):
             segments = [Segment.text(prompt, "prompt"), Segment.sampled(response, np.zeros(len(response)))]
             reference = responses[0 if i else 1]
             teacher = Segment.text(np.concatenate([prompt[:-8], reference, prompt[-8:]]), "prompt")
-            episode = Episode("random", "random", "train", 0, "", "", segments)
+            episode = Episode("random", "random", "train", 0, "", "", segments, group=group, sample=i)
             episodes.append(CreditedEpisode(episode, "partial-solve", 1.0 if i % 2 else -1.0, teacher))
     for one in episodes:  # as if these weights had sampled it: all ratios are 1
         with torch.no_grad():

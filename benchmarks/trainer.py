@@ -35,8 +35,9 @@ from turncredit.episode import Episode, Segment
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.credit import route_group
+from turncredit.trainer.credited import Credit, CreditedEpisode
 from turncredit.trainer.head import Measures, score_tokens
-from turncredit.trainer.learner import Credit, CreditedEpisode, Learner
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.policy import Policy
 
 GROUPS, GROUP_SIZE, MICRO_BATCH = 2, 8, 8  # episodes in a micro-batch of the padded variants
@@ -58,13 +59,13 @@ def make_groups(policy: Policy, prompt: int, response: int) -> list[list[Episode
     for _ in range(GROUPS):
         ids = rng.integers(4, 4000, size=prompt)
         group = []
-        for _ in range(GROUP_SIZE):
+        for i in range(GROUP_SIZE):
             own = rng.integers(4, 4000, size=response)
             segments = [Segment.text(ids, "prompt"), Segment.sampled(own, np.zeros(response))]
             with torch.no_grad():
                 scored = policy.scores(make_batch([segments])).logprobs.numpy()
             group.append(Episode("random", "random", "train", 0, "", "",
-                                 [segments[0], Segment.sampled(own, scored)]))
+                                 [segments[0], Segment.sampled(own, scored)], group=len(groups), sample=i))
         groups.append(group)
     return groups
 

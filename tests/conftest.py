@@ -117,3 +117,25 @@ def make_model(vocabulary: int) -> Any:
 def model_for() -> Callable[[Any], Any]:
     """Tokenizer -> a small random Llama with its vocabulary."""
     return lambda tokenizer: make_model(len(tokenizer))
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of a very small policy, with every checkpoint; to be looked at, not changed."""
+    import torch
+
+    from turncredit.config import parse_config
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    torch.set_num_threads(1)
+    env = {"id": "turncredit/Calculator-v0", "arguments": {"level": 1}}
+    config = parse_config({
+        "name": "trained", "seed": 0, "runs": str(tmp_path_factory.mktemp("runs")), "envs": [env],
+        "model": {"tiny": {"width": 32, "layers": 2, "heads": 2, "context": 512, "vocabulary": 360},
+                  "tool_calls": "plain"},
+        "rollout": {"groups": 3, "group_size": 4, "turn_tokens": 16, "episode_tokens": 40, "context_tokens": 400},
+        "trainer": {"steps": 3, "lr": 1e-3, "save_every": 1, "keep_checkpoints": 9, "micro_batch_tokens": 600},
+        "warmstart": {"envs": [env], "steps": 12, "lr": 5e-3, "batch": 8, "demonstrations": 16},
+        "evaluation": {"envs": [env | {"split": "test"}], "tasks": 2, "every": 2}})
+    return train(config, Display()).path

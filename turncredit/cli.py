@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,9 +45,13 @@ def main() -> None:
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None,
           resume: Annotated[bool, typer.Option("--resume", help="go on with the run of this name")] = False) -> None:
-    """Train a policy; killed at any moment, `--resume` goes on to the same weights."""
+    """Train a policy; killed at any moment, `--resume` goes on to the same weights.
+
+    Example: turncredit train configs/quickstart.yaml name=mine trainer.steps=50
+    """
     from turncredit.config import load_config
     from turncredit.progress import Display
+    from turncredit.report import write_report_of
     from turncredit.trainer.loop import train as run_training
 
     settings = load_config(config, overrides or [])
@@ -57,6 +62,8 @@ def train(config: ConfigFile, overrides: Overrides = None,
             again = " ".join(["turncredit train", str(config), *(overrides or []), "--resume"])
             raise UserError(f"interrupted; go on with: {again}") from None
     console.print(f"run folder: {run.path}", soft_wrap=True)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes it
+        console.print(f"report: {write_report_of(run.path)}", soft_wrap=True)
 
 
 @app.command()

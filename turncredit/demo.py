@@ -9,6 +9,7 @@ from rich.console import Console
 
 from turncredit.config import Config, load_config
 from turncredit.progress import Display, score_table
+from turncredit.report import write_report_of
 from turncredit.trainer.loop import evaluate_policy, train
 from turncredit.trainer.policy import Policy
 
@@ -26,6 +27,7 @@ def run_demo(config: Path, seed: int, console: Console) -> None:
         columns[name] = evaluate_policy(settings, Policy.load(model))
     console.print(score_table(columns, "mean reward, 95 % interval over tasks"))
     console.print(f"run folder: {run.path}", soft_wrap=True)
+    console.print(f"report: {write_report_of(run.path)}  (open it in a browser)", soft_wrap=True)
 
 
 def _unused_name(settings: Config) -> Config:

@@ -136,7 +136,8 @@ def close(got, expected, tolerance=1e-6):
 
 def test_environment_tokens_get_no_gradient(template, policy_of, sample_groups):
     policy = policy_of(template)
-    episode = max(sample_groups(policy, 1, 6)[0].episodes, key=lambda e: len(e.turns))
+    episodes = [e for group in sample_groups(policy, 6, 8) for e in group.episodes]
+    episode = max(episodes, key=lambda e: len(e.turns))
     assert sum(not s.generated for s in episode.response) >= 2
     close(loss_and_gradients(policy, [episode], [0.8]), loss_by_hand(policy, episode, 0.8))
 
@@ -151,7 +152,9 @@ def test_environment_text_after_the_last_turn_changes_nothing(policy_of, sample_
 
 def test_an_episode_counts_the_same_alone_and_beside_longer_ones(policy_of, sample_groups):
     policy = policy_of()
-    episodes = sorted(sample_groups(policy, 1, 8)[0].episodes, key=lambda e: len(e.token_ids))
+    sampled = [e for group in sample_groups(policy, 4, 8) for e in group.episodes]
+    policy = policy_of(dtype=torch.float64)
+    episodes = sorted(sampled, key=lambda e: len(e.token_ids))
     short, longer = episodes[0], episodes[1:]
     assert len(short.token_ids) + 20 < len(longer[-1].token_ids)
     alone = loss_and_gradients(policy, [short], [0.8])

@@ -24,7 +24,7 @@ def test_what_was_sampled_is_what_is_scored(template, policy_of, sample_groups):
     policy = policy_of(template)
     # Some turns end by themselves; others are cut off, told that their call is malformed, and followed by more.
     budget = Budget(turn_tokens=8, episode_tokens=60, context_tokens=500)
-    episodes = [e for group in sample_groups(policy, 2, 8, budget=budget) for e in group.episodes]
+    episodes = [e for group in sample_groups(policy, 4, 8, budget=budget) for e in group.episodes]
     assert sum(len(e.turns) >= 2 for e in episodes) >= 5 and any(len(e.turns) >= 3 for e in episodes)
     assert any(not s.generated and s.role == "glue" for e in episodes for s in e.segments)  # turns that were cut off
     scored = trainer_logprobs(policy, episodes)

@@ -48,7 +48,7 @@ def read_credit(run: Path, step: int) -> dict[str, EpisodeCredit]:
 
 def _of_rows(columns: dict[str, Any]) -> EpisodeCredit:
     order = np.argsort(columns["position"], kind="stable")
-    values = {name: [float(f"{v:.7g}") if np.isfinite(v) else None for v in columns[name][order].astype(float)]
+    values = {name: [float(f"{v:.9g}") if np.isfinite(v) else None for v in columns[name][order].astype(float)]
               for name in TOKEN_COLUMNS if name in columns}
     return EpisodeCredit(columns["route"][0], columns["reference"][0], columns["token_id"][order].tolist(),
                          {name: column for name, column in values.items() if any(v is not None for v in column)})

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from turncredit.report.charts import figures
 from turncredit.report.episodes import EpisodeIndex, packed
-from turncredit.report.runs import RecordedRun
+from turncredit.report.runs import RecordedRun, open_recorded_run
 from turncredit.store import write_whole
 
 EPISODES = 5_000
@@ -39,6 +39,11 @@ def write_report(runs: Sequence[RecordedRun], out: Path, episodes: int = EPISODE
         index=Markup(packed({"columns": index.columns, "runs": [run.name for run in runs]})),
         vocabularies=[Markup(packed(v)) for v in index.vocabularies], chunks=[Markup(c) for c in index.chunks])
     return write_whole(out, lambda path: path.write_text(html, encoding="utf-8"))
+
+
+def write_report_of(run: Path) -> Path:
+    """Write RUN/report.html, the page of one run; returns its path."""
+    return write_report([open_recorded_run(run)], run / "report.html")
 
 
 def overview(run: RecordedRun) -> dict[str, Any]:

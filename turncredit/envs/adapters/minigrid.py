@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,8 +57,9 @@ class MiniGrid(TextEnv):
     def make_task(self, rng: np.random.Generator) -> Task:
         """A world."""
         seed = draw_from_split(self.split, lambda: int(rng.integers(2**31)), self._world)
-        self._world(seed)
-        return Task(f"Mission: {self.inner.mission}.\n{self._view()}", {"seed": seed}, self.split, self.level)
+        digest = hashlib.sha1(self._world(seed).encode()).hexdigest()[:12]
+        return Task(f"Mission: {self.inner.mission}.\n{self._view()}", {"seed": seed}, self.split, self.level,
+                    f"{self.split}-{digest}")
 
     def start(self) -> None:
         """Make the task's world."""

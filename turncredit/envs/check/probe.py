@@ -92,6 +92,7 @@ class Subject:
         self.id, self.arguments = id, dict(arguments or {})
         self.seeds, self.deadline_s = seeds, deadline_s
         self.close_hangs = False
+        self.release = threading.Event()  # ends the thread of the last call
         self.folder, self.variables = Path.cwd(), dict(os.environ)  # as they were before anything was made
 
     def make(self, **more: Any) -> Any:
@@ -119,23 +120,30 @@ class Subject:
         """
         result: list[T] = []
         raised: list[BaseException] = []
+        done, released = threading.Event(), threading.Event()
 
         def work() -> None:
+            nonlocal call
             try:
                 result.append(call())
             except BaseException as error:  # whatever an author's code raises, SystemExit included
                 raised.append(error)
+            del call  # what it holds must not live as long as this thread
+            done.set()
+            released.wait(self.deadline_s)
 
-        thread = threading.Thread(target=work, daemon=True, name="check")
-        thread.start()
-        thread.join(self.deadline_s)
-        if thread.is_alive():
+        threading.Thread(target=work, daemon=True, name="check").start()
+        # Only now may the last call's thread end: a thread that starts after another's end may get its number, and what
+        # is bound to one thread would seem to work in every.
+        self.release.set()
+        self.release = released
+        if not done.wait(self.deadline_s):
             raise Hangs(f"{what} does not return in {self.deadline_s:g} s")
         if raised:
             if isinstance(raised[0], (UserError, Broken, NotApplicable, *refusals)):
                 raise raised[0]
             raise Broken(f"{what} raised {type(raised[0]).__name__}: {str(raised[0])[:300]}")
-        return result[0]
+        return result.pop()
 
     def reset(self, env: Any, seed: int | None, **options: Any) -> Played:
         """Begin an episode."""
