@@ -117,6 +117,7 @@ class TeacherConfig(Strict):
 
     guide: str | None = Field(None, description="the instruction before the reference; the built-in one where null")
     reference_tokens: int = Field(2048, ge=16, description="a longer reference is cut in the middle, and counted")
+    path: str | None = Field(None, description="another model as the teacher (opd): a folder or hub name")
 
 
 class TrainerConfig(Strict):
@@ -196,9 +197,13 @@ class Config(Strict):
         if not isinstance(name, str):
             raise ValueError(f"algorithm.name is {name!r}: it must be a name")
         try:
-            make_algorithm(name, **settings)
+            algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
             raise ValueError(_sentence(error, "algorithm").removeprefix("config: ")) from None
+        if (algorithm.teacher == "external") != (self.teacher.path is not None):
+            needs = "needs" if algorithm.teacher == "external" else "has no use for"
+            raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "
+                             "another model as its teacher")
         return self
 
     @model_validator(mode="after")

@@ -25,13 +25,14 @@ from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
-from turncredit.trainer.learner import Credit, Learner
+from turncredit.trainer.credited import Credit
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.sampling import StepSampler
-from turncredit.trainer.start import starting_policy
+from turncredit.trainer.start import external_teacher, starting_policy
 from turncredit.trainer.tasks import TaskSampler
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,11 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     checkpoint = world.gathered(checkpoint)[0]
     if policy is None:
         policy = starting_policy(config, run, watcher.warming, checkpoint)
-    learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed, world)
+    algorithm = make_algorithm(**config.algorithm)
+    # Without the checkpoint: what the run started from, whatever has been trained since.
+    start = starting_policy(config, run, watcher.warming) if algorithm.needs_start else None
+    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
+                      external_teacher(config, policy))
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
     if world.first:
@@ -264,7 +269,7 @@ class _Health:
             raise TrainingStopped(f"stopped: the engine failed in every episode of a step, the last time with "
                                   f"{episodes[-1].error}")
         self.stops.update(e.stop for e in episodes)
-        has_signal = any(one.advantage for one in credit.episodes)
+        has_signal = credit.has_signal
         self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
         self.silent = 0 if has_signal else self.silent + 1
         if self.refused >= self.settings.refused_steps:

@@ -53,6 +53,21 @@ def fresh_policy(config: Config) -> Policy:
     return Policy(model, tokenizer, config.model)
 
 
+def external_teacher(config: Config, student: Policy) -> Policy | None:
+    """`teacher.path`, another model of the student's vocabulary, loaded; None where there is none.
+
+    Raises:
+        UserError: its tokens are not the student's.
+    """
+    if config.teacher.path is None:
+        return None
+    teacher = Policy.load(config.model.model_copy(update={"path": config.teacher.path, "tiny": None}))
+    if teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise UserError(f"teacher.path is {config.teacher.path!r}: its vocabulary is not the student's, so their "
+                        "distributions cannot be compared; name a model with the same tokenizer")
+    return teacher
+
+
 def policy_of(model: str, tool_calls: str | None = None) -> tuple[Policy, Config]:
     """The policy of a run folder (with the run's configuration), or of a model's folder or hub name.
 
