@@ -68,7 +68,9 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         policy = starting_policy(config, run, watcher.warming, checkpoint)
     algorithm = make_algorithm(**config.algorithm)
     # Without the checkpoint: what the run started from, whatever has been trained since.
-    start = starting_policy(config, run, watcher.warming) if algorithm.needs_start else None
+    start = None
+    if algorithm.needs_start:
+        start = policy.without_adapter() if config.model.lora else starting_policy(config, run, watcher.warming)
     learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
                       external_teacher(config, policy))
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
