@@ -21,15 +21,22 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "toy-text": [("FrozenLake", {}), ("FrozenLake", {"slippery": True}), ("Taxi", {}), ("CliffWalking", {})],
     "minigrid": [("MiniGrid", {}), ("MiniGrid", {"env": "BabyAI-GoToObjMazeS4-v0", "ood": "BabyAI-UnlockLocal-v0"})],
     "bfcl": [("BFCL", {"category": name}) for name in ("base", "miss_func", "miss_param", "long_context")],
+    "tau2": [("Tau2", {"domain": "airline", "ood_domain": "retail"}), ("Tau2", {"domain": "telecom"})],
+    "agentdojo": [("AgentDojo", {"suite": one, "ood_suite": other})
+                  for one, other in (("workspace", "travel"), ("slack", "banking"))],
+    "textarena": [("TextArena", {"game": game}) for game in ("Mastermind-v0", "GuessTheNumber-v0", "Sudoku-v0")],
 }
+GOLD = ("bfcl-truncated", "scienceworld")  # measured their own way
 
 
 def main(names: list[str]) -> None:
     """Print a line for each environment and split."""
-    cases = {name: CASES[name] for name in names or CASES} if "reasoning-gym" not in names else {}
-    listed = [*itertools.chain(*cases.values())]
+    listed = [case for name in names or CASES for case in CASES.get(name, ())]
     if not names or "reasoning-gym" in names:
         listed += reasoning_gym_cases()
+    for name in names or GOLD:
+        if name in GOLD:
+            print(f"{name}: {globals()[name.replace('-', '_')]()}", flush=True)
     for id, arguments in listed:
         for split in ("train", "test", "ood"):
             try:
@@ -52,6 +59,42 @@ def reasoning_gym_cases() -> list[tuple[str, dict[str, Any]]]:
     except MissingExtra as error:
         print(f"ReasoningGym: left out: {error}")
         return []
+
+
+def bfcl_truncated() -> str:
+    """Ground truths without the calls of the last turn that has any: how many are rejected."""
+    rejected = count = 0
+    for category in ("base", "miss_func", "miss_param", "long_context"):
+        for split in ("train", "test", "ood"):
+            env = turncredit.make("turncredit/BFCL-v0", category=category, split=split).unwrapped
+            for start in starts(env):
+                rejected += play(env, start, lambda env=env: _unless_last(env))[0] == 0
+                count += 1
+    return f"{rejected} of {count} truncated ground truths rejected"
+
+
+def _unless_last(env: Any) -> str:
+    last = max(turn for turn, calls in enumerate(env.task.hidden["gold"]) if calls)
+    return "done" if len(env._calls) - 1 == last else str(env.expert_action())
+
+
+def scienceworld() -> str:
+    """The gold path of one training variation of each task, whatever its length."""
+    from scienceworld.constants import ID2TASK
+
+    rewards, steps, took = [], 0, 0.0
+    for name in ID2TASK.values():
+        env = turncredit.make("turncredit/ScienceWorld-v0", tasks=[name], max_turns=1000).unwrapped
+        env.reset(seed=0)
+        env.expert_action()  # which loads the variation again, for the gold path
+        began = time.perf_counter()
+        reward, turns = play(env, {"seed": 0}, env.expert_action)
+        took, steps = took + time.perf_counter() - began, steps + turns
+        rewards.append(reward)
+        env.close()
+    full = sum(reward == 1 for reward in rewards)
+    return (f"{full} of {len(rewards)} gold paths score 1; {steps / len(rewards):.0f} turns, "
+            f"{1000 * took / steps:.0f} ms a step with reset, {len(rewards) / took:.2f} episodes/s")
 
 
 def scores(env: Any) -> str:

@@ -42,6 +42,7 @@ CASES = [
     Case("TextArena", "textarena", "textarena", {"game": "Minesweeper-v0", "ood": "Minesweeper-v0-hard"}, expert=None,
          prompts_differ=False),
     Case("TextArena", "textarena", "textarena", {"game": "Sudoku-v0-easy", "ood": "Sudoku-v0"}, episodes=4),
+    Case("AgentDojo", "agentdojo", "agentdojo"),
     Case("Tau2", "tau2", "tau2", {"domain": "telecom", "ood_domain": "retail"}, episodes=3, slow=True,
          prompts_differ=False),
     Case("ScienceWorld", "scienceworld", "scienceworld",
