@@ -22,7 +22,8 @@ Nav = list[dict[str, Any]]
 
 def on_config(config: Any) -> Any:
     """The navigation: a page that is named nowhere stands under "How to"."""
-    named = {page for pages in [*FIRST.values(), *LAST.values()] for page in (pages if isinstance(pages, list) else [pages])}
+    named = {page for pages in [*FIRST.values(), *LAST.values()]
+             for page in (pages if isinstance(pages, list) else [pages])}
     others = sorted(file.name for file in Path(config["docs_dir"]).glob("*.md") if file.name not in named)
     decisions = sorted(f"decisions/{file.name}" for file in (Path(config["docs_dir"]) / "decisions").glob("*.md"))
     config["nav"] = [{title: pages} for title, pages in
@@ -116,8 +117,8 @@ def _table(title: str, model: Any, prefix: str) -> list[str]:
 
 
 def _type(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    return f"`{text}`"
+    plain = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    return f"`{annotation.__name__ if plain else annotation}`"
 
 
 def _model_in(annotation: Any) -> Any:
