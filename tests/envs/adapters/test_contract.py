@@ -43,6 +43,7 @@ CASES = [
          prompts_differ=False),
     Case("TextArena", "textarena", "textarena", {"game": "Sudoku-v0-easy", "ood": "Sudoku-v0"}, episodes=4),
     Case("AgentDojo", "agentdojo", "agentdojo"),
+    Case("TextWorld", "textworld", "textworld", episodes=3, slow=True),
     Case("Tau2", "tau2", "tau2", {"domain": "telecom", "ood_domain": "retail"}, episodes=3, slow=True,
          prompts_differ=False),
     Case("ScienceWorld", "scienceworld", "scienceworld",
