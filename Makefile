@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow docker soak llm clean
+.PHONY: demo test lint slow docker soak llm docs browser clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,14 @@ docker: $(VENV)/.installed  ## the sandbox's and the judge's tests against Docke
 
 soak: $(VENV)/.installed  ## 20,000 executions, one in ten hostile: nothing may be left behind
 	$(BIN)/python benchmarks/sandbox_soak.py
+
+docs: $(VENV)/.installed  ## the documentation as a site, in build/site
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+browser: $(VENV)/.installed  ## the report's page in a real Chromium, where one is installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-browser]'
+	$(BIN)/python -m pytest tests/report
 
 clean:
 	rm -rf $(VENV) build *.egg-info

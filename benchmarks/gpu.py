@@ -30,7 +30,8 @@ from turncredit.trainer import head
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.credit import kl_weight, token_kl
-from turncredit.trainer.learner import Credit, CreditedEpisode, Learner
+from turncredit.trainer.credited import Credit, CreditedEpisode
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import memory_need
 from turncredit.trainer.policy import Policy
 

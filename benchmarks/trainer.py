@@ -35,8 +35,9 @@ from turncredit.episode import Episode, Segment
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.credit import route_group
+from turncredit.trainer.credited import Credit, CreditedEpisode
 from turncredit.trainer.head import Measures, score_tokens
-from turncredit.trainer.learner import Credit, CreditedEpisode, Learner
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.policy import Policy
 
 GROUPS, GROUP_SIZE, MICRO_BATCH = 2, 8, 8  # episodes in a micro-batch of the padded variants

@@ -81,7 +81,8 @@ REFUSED = {
     "model.dtype=fp16": "model.dtype is 'fp16': Input should be 'auto', 'float32' or 'bfloat16'",
     "model.tool_calls=xml": "model.tool_calls is 'xml': Input should be 'json' or 'plain'",
     "algorithm.name=3": "config: algorithm.name is 3: it must be a name",
-    "algorithm.normalize=words": "config: algorithm.normalize is 'words': Input should be 'sequence' or 'token'",
+    "algorithm.normalize=words":
+        "config: algorithm.normalize is 'words': Input should be 'sequence', 'token' or 'constant'",
     "algorithm=grpo": "algorithm is 'grpo': .*dictionary",
     # combinations that cannot work
     "model.path=x": "set exactly one of model.path and model.tiny",

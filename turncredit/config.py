@@ -43,6 +43,14 @@ class TinyModel(Strict):
         return self
 
 
+class LoraConfig(Strict):
+    """Adapters of low rank that are trained in place of the weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0, description="the adapter's share is alpha / rank")
+    layers: Literal["all-linear"] | list[str] = Field("all-linear", description="such as [q_proj, v_proj]")
+
+
 class ModelConfig(Strict):
     """Which policy is trained or evaluated."""
 
@@ -54,6 +62,7 @@ class ModelConfig(Strict):
     template_options: dict[str, Any] = Field(default_factory=dict, description="such as {enable_thinking: false}")
     history: Literal["exact", "as-sampled"] = Field("exact", description="as-sampled accepts templates that rewrite it")
     tool_calls: Literal["json", "plain"] = Field("json", description="how the model writes tool calls")
+    lora: LoraConfig | None = Field(None, description="train adapters beside frozen weights; null: train the weights")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -108,6 +117,7 @@ class TeacherConfig(Strict):
 
     guide: str | None = Field(None, description="the instruction before the reference; the built-in one where null")
     reference_tokens: int = Field(2048, ge=16, description="a longer reference is cut in the middle, and counted")
+    path: str | None = Field(None, description="another model as the teacher (opd): a folder or hub name")
 
 
 class TrainerConfig(Strict):
@@ -187,9 +197,13 @@ class Config(Strict):
         if not isinstance(name, str):
             raise ValueError(f"algorithm.name is {name!r}: it must be a name")
         try:
-            make_algorithm(name, **settings)
+            algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
             raise ValueError(_sentence(error, "algorithm").removeprefix("config: ")) from None
+        if (algorithm.teacher == "external") != (self.teacher.path is not None):
+            needs = "needs" if algorithm.teacher == "external" else "has no use for"
+            raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "
+                             "another model as its teacher")
         return self
 
     @model_validator(mode="after")

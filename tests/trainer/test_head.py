@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from turncredit.trainer import head
-from turncredit.trainer.head import MEASURES, Measures, score_tokens
+from turncredit.trainer.head import DIFFERENTIABLE, MEASURES, Measures, score_tokens
 
 BF16_ERROR = 0.02  # relative; 2^-8 a rounding
 
@@ -60,7 +60,8 @@ def plainly(hidden, weight, targets, teacher_hidden=None, bias=None, teacher_wei
         entries = b * teacher.exp() * (teacher - mixed) + (1 - b) * student.exp() * (student - mixed)
         values |= {"kl": (teacher.exp() * (teacher - student)).sum(-1),
                    "reverse_kl": (student.exp() * (student - teacher)).sum(-1),
-                   "js": entries.clamp_max(js_limit).sum(-1)}
+                   "js": entries.clamp_max(js_limit).sum(-1),
+                   "teacher_logprob": teacher[torch.arange(len(targets)), targets]}
     return values
 
 
@@ -80,7 +81,7 @@ def test_every_measure_equals_the_plain_computation(seed, chunk, with_bias, with
             assert getattr(scores, name) is None
 
 
-@given(st.integers(0, 1000), st.integers(1, 9), st.booleans(), st.sets(st.sampled_from(MEASURES)),
+@given(st.integers(0, 1000), st.integers(1, 9), st.booleans(), st.sets(st.sampled_from(DIFFERENTIABLE)),
        st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from([None, 0.02]))
 def test_gradients_of_hidden_weight_and_bias_equal_autograds(seed, chunk, with_bias, sloped, b, limit):
     inputs = problem(seed=seed, with_bias=with_bias)
@@ -100,7 +101,7 @@ def vars_of(scores):
     return {name: getattr(scores, name) for name in ("logprobs", *MEASURES)}
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_measure_alone_has_its_gradient_and_the_logprob_none(name):
     inputs = problem()
     got = score_tokens(*inputs, measures=Measures([name], [name]))
@@ -115,9 +116,10 @@ def test_the_teacher_may_be_another_model_of_the_same_vocabulary():
     hidden, weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64)
                             for shape in ((7, 3), (11, 3), (11,)))
     own = [inputs[0], inputs[1], inputs[2], hidden, inputs[4]]
-    got = score_tokens(*own, measures=Measures(MEASURES, MEASURES), teacher_weight=weight, teacher_bias=bias)
+    got = score_tokens(*own, measures=Measures(MEASURES, DIFFERENTIABLE), teacher_weight=weight, teacher_bias=bias)
     expected = plainly(*own, teacher_weight=weight, teacher_bias=bias)
-    for name in MEASURES:
+    close(got.teacher_logprob, expected["teacher_logprob"])
+    for name in DIFFERENTIABLE:
         close(getattr(got, name), expected[name])
         close(*(torch.autograd.grad(v.sum(), inputs[1], retain_graph=True)[0]
                 for v in (getattr(got, name), expected[name])))
@@ -140,7 +142,8 @@ def test_measures_that_make_no_sense_are_refused(settings, message):
 def test_distributions_so_far_apart_that_they_underflow_stay_finite_in_value_and_gradient():
     weight = torch.tensor([[800.0], [-800.0], [0.0]], dtype=torch.float64, requires_grad=True)
     hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
-    scores = score_tokens(hidden, weight, torch.tensor([0]), -hidden.detach(), measures=Measures(MEASURES, MEASURES))
+    scores = score_tokens(hidden, weight, torch.tensor([0]), -hidden.detach(),
+                          measures=Measures(MEASURES, DIFFERENTIABLE))
     assert scores.kl.item() == pytest.approx(1600) and scores.js.item() == pytest.approx(math.log(2))
     total = sum(value.sum() for value in vars_of(scores).values())
     assert all(g.isfinite().all() for g in torch.autograd.grad(total, [hidden, weight]))
@@ -174,14 +177,14 @@ def test_float32_is_precise_to_1e_6():
         torch.testing.assert_close(getattr(scores, name).double(), expected[name], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["logprobs", *MEASURES])
+@pytest.mark.parametrize("name", ["logprobs", *DIFFERENTIABLE])
 def test_bfloat16_is_precise_to_its_rounding(name):
     """Hidden states, weights and logits have 8 bits; what follows is float32, so that errors do not add up."""
     inputs = problem(tokens=64, vocabulary=300, width=32, dtype=torch.bfloat16, with_bias=False)
     hidden, weight, targets, teacher, _ = inputs
     small = [(0.3 * hidden.detach()).requires_grad_(), weight, targets, 0.3 * teacher]
     doubled = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in small]
-    got = getattr(score_tokens(*small, measures=Measures(MEASURES, MEASURES)), name)
+    got = getattr(score_tokens(*small, measures=Measures(MEASURES, DIFFERENTIABLE)), name)
     expected = plainly(*doubled)[name]
     assert got.dtype == torch.float32
     assert (got.double() - expected).abs().max() <= BF16_ERROR * expected.abs().max()
@@ -234,7 +237,7 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made_forward_or_backward():
     tokens, vocabulary, width, chunk = 600, 500, 8, 32
     hidden, weight, targets, teacher, bias = problem(tokens, vocabulary, width)
     with LargestTensor() as largest:
-        scores = score_tokens(hidden, weight, targets, teacher, bias, chunk, Measures(MEASURES, MEASURES))
+        scores = score_tokens(hidden, weight, targets, teacher, bias, chunk, Measures(MEASURES, DIFFERENTIABLE))
         sum(value.sum() for value in vars_of(scores).values()).backward()
     assert hidden.grad is not None and weight.grad is not None
     assert largest.elements <= max(chunk * vocabulary, tokens * width, vocabulary * width) < tokens * vocabulary / 10

@@ -437,7 +437,7 @@ def test_a_model_with_dropout_is_scored_without_it(gpt2, sample_groups, judged_a
     for _ in range(2):  # the second credit comes after an update
         _, credit, update = gradient_of_update(learner, groups)
         drift = update["drift_max"]
-        again = learner.weights(credit.episodes), learner.weights(credit.episodes)
+        again = learner.scorer.weights(credit.episodes), learner.scorer.weights(credit.episodes)
         assert all(np.array_equal(one, other) for one, other in zip(*again))
         groups = [judged_as(sample_groups(gpt2, seed=5)[0], "++--")]
         assert drift <= 1e-4

@@ -11,7 +11,8 @@ import torch
 from turncredit.config import TeacherConfig, TrainerConfig
 from turncredit.episode import Group, Segment
 from turncredit.trainer.algorithms import make_algorithm
-from turncredit.trainer.learner import Credit, Learner
+from turncredit.trainer.credited import Credit
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.offpolicy import importance
 
 TRAINER = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -354,7 +355,7 @@ def test_the_judges_part_runs_under_another_python_too(home: str, monkeypatch: p
     from turncredit.verifiers.code import execution
 
     execution._judges_part.cache_clear()
-    monkeypatch.setattr("marshal.dumps", lambda code: b"not for this Python")
+    monkeypatch.setattr(execution, "marshal", SimpleNamespace(dumps=lambda code: b"not for this Python"))
     result = asyncio.run(ask())
     execution._judges_part.cache_clear()
     assert b'"value": [1]' in result.files["records"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from turncredit.config import Config
 from turncredit.report.credit import EpisodeCredit
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.batch import make_batch, pack_by_tokens
-from turncredit.trainer.learner import Credit, CreditedEpisode, Learner
+from turncredit.trainer.credited import Credit, CreditedEpisode
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.record import TokenRecord
+from turncredit.trainer.scoring import Scorer
 
 if TYPE_CHECKING:
     from turncredit.trainer.policy import Policy
@@ -30,13 +32,11 @@ class NoKL(Exception):
     """A group's advantages come from weights, and the run recorded no KL for it."""
 
 
-class CreditFromRecord(Learner):
-    """Credits a step as the trainer did, with the KL that the run recorded in place of the model's."""
+class RecordScorer(Scorer):
+    """Weighs tokens by the KL that the run recorded in place of the model's."""
 
-    def __init__(self, policy: Policy, config: Config) -> None:
-        super().__init__(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed)
-        self.recorded: dict[str, EpisodeCredit] = {}
-        self.from_weights: set[str] = set()  # the episodes whose advantages come from their group's weights
+    recorded: Mapping[str, EpisodeCredit]
+    from_weights: set[str]  # the episodes whose advantages come from their group's weights
 
     def weights(self, credited: Sequence[CreditedEpisode]) -> list[NDArray[np.float32] | None]:
         """The weights of a whole group from its recorded KL."""
@@ -58,13 +58,22 @@ class CreditFromRecord(Learner):
         return torch.tensor([np.nan if v is None else v for v in credit.values["kl"]], dtype=torch.float32)
 
 
+class CreditFromRecord(Learner):
+    """Credits a step as the trainer did, with the KL that the run recorded in place of the model's."""
+
+    def __init__(self, policy: Policy, config: Config) -> None:
+        super().__init__(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed)
+        self.scorer: RecordScorer = RecordScorer(policy, self.algorithm, config.trainer.micro_batch_tokens)
+        self.scorer.recorded, self.scorer.from_weights = {}, set()
+
+
 def broken_advantages(step: RecordedStep, learner: CreditFromRecord) -> tuple[Credit | None, list[str]]:
     """Credit the step again; where route, reference or advantage differ from the record, or counts from the metrics.
 
     Returns:
         the credit, None where the run recorded too little to work it out; and what is broken.
     """
-    learner.recorded = step.credit
+    learner.scorer.recorded = step.credit
     try:
         credit = learner.credit(step.trained, step.number)
     except NoKL:
@@ -74,7 +83,7 @@ def broken_advantages(step: RecordedStep, learner: CreditFromRecord) -> tuple[Cr
     for one in credit.episodes:
         recorded = step.credit.get(one.key)
         if recorded is not None:
-            found += _broken_credit(one, recorded, NOISE if one.key in learner.from_weights else 1e-6)
+            found += _broken_credit(one, recorded, NOISE if one.key in learner.scorer.from_weights else 1e-6)
         elif step.credit and one.advantage and learner.settings.mini_batches == 1:
             found.append(f"episode {one.key}: it earned credit, and none is recorded")
     return credit, found
@@ -96,7 +105,7 @@ def broken_weights(step: RecordedStep, credit: Credit, learner: CreditFromRecord
     """Where the weights of a micro-batch are not what the algorithm makes of its KL."""
     taught = [one for one in credit.episodes if one.teacher_prompt is not None and one.key in step.credit]
     for part in pack_by_tokens([one.readings for one in taught], learner.settings.micro_batch_tokens):
-        kls = [learner.kl(taught[i]) for i in part]
+        kls = [learner.scorer.kl(taught[i]) for i in part]
         kl = torch.cat(kls)
         now = learner.algorithm.weigh_tokens(kl, torch.ones_like(kl, dtype=torch.bool))
         for i, weights in zip(part, torch.split(now, [len(k) for k in kls])):

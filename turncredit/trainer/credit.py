@@ -35,13 +35,13 @@ def token_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     return terms.sum(-1).clamp_min(0.0)  # rounding alone can make it negative
 
 
-def kl_weight(kl: Tensor, active: Tensor, quantile: float = 0.75, floor: float = 1e-4) -> Tensor:
+def kl_weight(kl: Tensor, active: Tensor, quantile: float | None = 0.75, floor: float = 1e-4) -> Tensor:
     """f(D) = D / (D + c) with c = max(quantile of D over the active tokens, floor).
 
     Args:
         kl: D, [...], nats.
         active: bool [...], the tokens that the policy generated. No other enters the quantile.
-        quantile: 0.75 in the paper.
+        quantile: 0.75 in the paper; None for c = floor.
         floor: c_min, 1e-4 in the paper.
     Returns:
         [...] in [0, 1); 0 where not active. It weights the gradient and carries none itself.
@@ -51,7 +51,7 @@ def kl_weight(kl: Tensor, active: Tensor, quantile: float = 0.75, floor: float =
     weights = torch.zeros_like(kl)
     values = kl[active]
     if values.numel():
-        c = max(_quantile(values, quantile), floor)
+        c = floor if quantile is None else max(_quantile(values, quantile), floor)
         weights[active] = values / (values + c)
     return weights
 
@@ -134,3 +134,8 @@ def diversity_advantage(weights: Sequence[Any], lengths: Sequence[int], referenc
 
 def _mean_of_first(values: Any, count: int) -> float:
     return float(np.asarray(values, dtype=np.float64)[:count].mean()) if count else 0.0
+
+
+def overlong_penalty(length: int, limit: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13): 0 up to limit - buffer, then down to -1."""
+    return -min(max(length - (limit - buffer), 0) / buffer, 1.0)

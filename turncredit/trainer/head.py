@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MEASURES = ("entropy", "kl", "reverse_kl", "js")
-CHUNK_ELEMENTS = 1 << 25  # of [positions, vocabulary] at a time on a GPU, see docs/performance.md
+DIFFERENTIABLE = ("entropy", "kl", "reverse_kl", "js")
+MEASURES = (*DIFFERENTIABLE, "teacher_logprob")
+CHUNK_ELEMENTS = 1 << 27  # of [positions, vocabulary] at a time on a GPU, see docs/performance.md
 CACHED_ELEMENTS = 1 << 20  # on a CPU: what its caches hold, but no fewer rows than a matrix product needs
 
 
@@ -35,14 +36,14 @@ class Measures:
     """What is computed beside the logprobs, and what of it carries a gradient.
 
     Args:
-        wanted: of "entropy", "kl" (teacher || student), "reverse_kl" (student || teacher) and "js" (Jensen-Shannon).
-            Those that need a teacher are left out where there is none.
+        wanted: of "entropy", "kl" (teacher || student), "reverse_kl" (student || teacher), "js" (Jensen-Shannon) and
+            "teacher_logprob". Those that need a teacher are left out where there is none.
         with_gradient: those of them that are part of a loss.
         mixture: b, the teacher's share of the Jensen-Shannon mixture (arXiv 2306.13649, equation 1).
         js_limit: the most that one vocabulary entry may add to "js" (OPSD's clip, arXiv 2601.18734); an entry at its
             limit has no gradient.
     Raises:
-        ValueError: a name that is none of the four, or a gradient of what is not wanted.
+        ValueError: a name that is none of these, or a gradient of what is not wanted or has none.
     """
 
     wanted: Collection[str] = ("entropy", "kl")
@@ -57,6 +58,8 @@ class Measures:
         for name in self.with_gradient:
             if name not in self.wanted:
                 raise ValueError(f"measures.with_gradient has {name!r}, which is not wanted")
+            if name not in DIFFERENTIABLE:
+                raise ValueError(f"measures.with_gradient has {name!r}: no gradient flows into the teacher")
         if not 0 < self.mixture < 1:
             raise ValueError(f"measures.mixture is {self.mixture}: it must lie between 0 and 1")
 
@@ -70,6 +73,7 @@ class TokenScores:
     kl: Tensor | None = None  # KL(teacher || student)
     reverse_kl: Tensor | None = None  # KL(student || teacher)
     js: Tensor | None = None
+    teacher_logprob: Tensor | None = None
 
 
 def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden: Tensor | None = None,
@@ -126,7 +130,10 @@ class _ChunkedHead(torch.autograd.Function):
             log_q = None if teacher is None else teacher.log_softmax(part)
             values[0, part] = log_p.gather(1, targets[part, None])[:, 0]
             for number, name in enumerate(names, 1):
-                values[number, part] = _measure(name, log_p, log_q, measures, student.spare(log_p))
+                if name == "teacher_logprob" and log_q is not None:
+                    values[number, part] = log_q.gather(1, targets[part, None])[:, 0]
+                else:
+                    values[number, part] = _measure(name, log_p, log_q, measures, student.spare(log_p))
             if kept is not None:
                 slope = _logprob_slope(log_p.exp_(), targets[part], torch.ones_like(values[0, part]))
                 kept[part] = (slope.to(weight.dtype) @ weight).to(hidden.dtype)

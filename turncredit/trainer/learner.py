@@ -4,51 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from turncredit.config import TeacherConfig, TrainerConfig
-from turncredit.episode import Episode, Group, Segment
+from turncredit.episode import Episode, Group
 from turncredit.seeds import seed_of
-from turncredit.trainer.algorithms import Algorithm, GroupCredit
-from turncredit.trainer.batch import Batch, make_batch, pack_by_tokens, to_rows
+from turncredit.trainer.algorithms import OWN_PROMPT, Algorithm, GroupCredit
+from turncredit.trainer.batch import make_batch, to_rows
+from turncredit.trainer.credited import Credit, CreditedEpisode
 from turncredit.trainer.head import TokenScores
-from turncredit.trainer.loss import policy_loss
+from turncredit.trainer.loss import mean_over_tokens, policy_loss
 from turncredit.trainer.offpolicy import importance
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.record import TokenRecord
+from turncredit.trainer.scoring import Scorer
+from turncredit.trainer.statistics import TokenStatistics
 from turncredit.trainer.teacher import GUIDE, teacher_context
-
-COUNTED = ("episodes without reward", "groups dropped", "groups without signal", "references shortened",
-           "references that did not fit")
-
-
-@dataclass(slots=True, eq=False)
-class CreditedEpisode:
-    """An episode, what it earns, and the prompt that its teacher reads (None: no teacher, weight 1)."""
-
-    episode: Episode
-    kind: str
-    advantage: float
-    teacher_prompt: Segment | None = None
-    reference: str | None = None  # the id of the episode that its teacher has seen
-
-    @property
-    def key(self) -> str:
-        """The episode's id in its run."""
-        return self.episode.id
-
-    @property
-    def readings(self) -> list[list[Segment]]:
-        """What the student reads, and what the teacher reads where there is one."""
-        prompts = [self.episode.segments[0]] + ([] if self.teacher_prompt is None else [self.teacher_prompt])
-        return [[prompt, *self.episode.response] for prompt in prompts]
 
 
 class _Old(NamedTuple):
@@ -58,24 +34,23 @@ class _Old(NamedTuple):
     importance: Tensor | None  # None for 1
 
 
-@dataclass(slots=True)
-class Credit:
-    """A batch with its credit, and counts of what was left out and why."""
-
-    episodes: list[CreditedEpisode] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED, 0)))  # and a count a route
-
-
 class Learner:
-    """Holds the optimiser; turns groups into credit and credit into new weights."""
+    """Holds the optimiser; turns groups into credit and credit into new weights.
+
+    Args:
+        start, external_teacher: other policies, where the algorithm needs them; see `Scorer`.
+    """
 
     def __init__(self, policy: Policy, algorithm: Algorithm, trainer: TrainerConfig, teacher: TeacherConfig,
-                 seed: int, world: World | None = None) -> None:
+                 seed: int, world: World | None = None, start: Policy | None = None,
+                 external_teacher: Policy | None = None) -> None:
         self.world = world or World()
         self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
+        self.scorer = Scorer(policy, algorithm, trainer.micro_batch_tokens, start, external_teacher)
         if trainer.gradient_checkpointing:
             policy.checkpoint_layers()
-        self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=trainer.lr, betas=trainer.betas,
+        trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=trainer.lr, betas=trainer.betas,
                                            weight_decay=trainer.weight_decay)
 
     # Credit.
@@ -89,51 +64,49 @@ class Learner:
             if len(judged) < 2:
                 credit.counts["groups dropped"] += 1
                 continue
-            scored = self.algorithm.score_group([e.reward or 0.0 for e in judged], [bool(e.passed) for e in judged],
-                                                [e.generated_count for e in judged],
+            lengths = [e.generated_count for e in judged]
+            rewards = self.algorithm.shape_rewards([e.reward or 0.0 for e in judged], lengths)
+            scored = self.algorithm.score_group(rewards, [bool(e.passed) for e in judged], lengths,
                                                 seed_of(self.seed, "credit", step, number))
             credit.counts[f"route {scored.kind}"] += 1
             credited = [self._credited(judged, i, scored, credit.counts) for i in range(len(judged))]
             if scored.advantages_from_weights is not None:
-                advantages = scored.advantages_from_weights(self.weights(credited))
+                advantages = scored.advantages_from_weights(self.scorer.weights(credited))
                 for one, advantage in zip(credited, advantages):
                     one.advantage = float(advantage)
-            if not any(one.advantage for one in credited):
+            if not any(one.has_signal for one in credited):
                 credit.counts["groups without signal"] += 1
             credit.episodes += credited
+        if self.algorithm.scores_batch and credit.episodes:
+            self._score_batch(credit.episodes)
         return credit
+
+    def _score_batch(self, episodes: Sequence[CreditedEpisode]) -> None:
+        """An advantage for each token, by the algorithm's look at the whole batch."""
+        start = self.scorer.start_logprobs(episodes) if self.algorithm.needs_start else None
+        scored = self.algorithm.score_batch([one.advantage for one in episodes],
+                                            [one.episode.logprobs for one in episodes], start)
+        for one, advantages in zip(episodes, scored, strict=True):
+            one.token_advantages, one.advantage = advantages, float(np.mean(advantages))
 
     def _credited(self, judged: list[Episode], i: int, scored: GroupCredit, counts: Counter[str]) -> CreditedEpisode:
         one = CreditedEpisode(judged[i], scored.kind, float(scored.advantages[i]))
         reference = scored.references[i]
         if reference is None:
             return one
+        one.distilled = self.algorithm.distils
+        if reference == OWN_PROMPT:
+            one.teacher_prompt = judged[i].segments[0]
+            return one
         context = teacher_context(self.policy.chat, judged[i], judged[reference], self.teacher.guide or GUIDE,
                                   self.teacher.reference_tokens, self.policy.max_context)
         if context is None:
             counts["references that did not fit"] += 1
+            one.distilled = False
             return one
         counts["references shortened"] += context.shortened
         one.teacher_prompt, one.reference = context.prompt, judged[reference].id
         return one
-
-    @torch.no_grad()
-    def weights(self, credited: Sequence[CreditedEpisode]) -> list[NDArray[np.float32] | None]:
-        """The token weights of a whole group at once, before the update: [generated] for each episode; None where
-        an episode has no teacher."""
-        weights: list[NDArray[np.float32] | None] = [None] * len(credited)
-        with_teacher = [i for i, one in enumerate(credited) if one.teacher_prompt is not None]
-        parts = pack_by_tokens([credited[i].readings for i in with_teacher], self.settings.micro_batch_tokens)
-        order = [with_teacher[i] for part in parts for i in part]
-        if not order:
-            return weights
-        kls = [self._scores([credited[with_teacher[i]] for i in part])[0].kl for part in parts]
-        kl = torch.cat([k for k in kls if k is not None])
-        flat = self.algorithm.weigh_tokens(kl, torch.ones_like(kl, dtype=torch.bool)).cpu().numpy()
-        ends = np.cumsum([credited[i].episode.generated_count for i in order])
-        for i, piece in zip(order, np.split(flat, ends[:-1])):
-            weights[i] = piece
-        return weights
 
     # Update.
 
@@ -146,17 +119,17 @@ class Learner:
         Args:
             record: takes down what each token earned, in the first pass.
         """
-        statistics = _Statistics()
+        statistics = TokenStatistics()
         losses: list[float] = []
         norms: list[float] = []
         finite = True
-        if any(one.advantage for one in credit.episodes):
+        if credit.has_signal:
             old = self._old_logprobs(credit.episodes, statistics)
-            for chosen in self._mini_batches(len(credit.episodes), step):
+            for epoch, chosen in self._mini_batches(len(credit.episodes), step):
                 episodes = [credit.episodes[i] for i in chosen]
-                if not any(one.advantage for one in episodes):
+                if not any(one.has_signal for one in episodes):
                     continue
-                loss, norm = self._gradient(episodes, old, statistics, record)
+                loss, norm = self._gradient(episodes, old, statistics, None if epoch else record, step)
                 losses.append(loss)
                 norms.append(norm)
                 finite = bool(np.isfinite(loss) and np.isfinite(norm))
@@ -171,26 +144,26 @@ class Learner:
                                   gradient_norm=float(np.mean(norms)) if norms else 0.0,
                                   updates=len(losses) - (not finite), updated=bool(losses) and finite)
 
-    def _mini_batches(self, count: int, step: int) -> list[list[int]]:
-        """The episodes of each optimiser step, drawn anew in each pass; in order, so that neighbours share prompts."""
+    def _mini_batches(self, count: int, step: int) -> list[tuple[int, list[int]]]:
+        """The pass and the episodes of each optimiser step, drawn anew in each pass; in order, so that neighbours
+        share prompts."""
         batches = []
         for epoch in range(self.settings.epochs):
             order = np.arange(count)
             if self.settings.mini_batches > 1:
                 order = np.random.default_rng(seed_of(self.seed, "mini-batches", step, epoch)).permutation(count)
             parts = np.array_split(order, self.settings.mini_batches)
-            batches += [sorted(map(int, part)) for part in parts if len(part)]
+            batches += [(epoch, sorted(map(int, part))) for part in parts if len(part)]
         return batches
 
-    def _gradient(self, episodes: Sequence[CreditedEpisode], old: Mapping[str, _Old], statistics: _Statistics,
-                  record: TokenRecord | None) -> tuple[float, float]:
+    def _gradient(self, episodes: Sequence[CreditedEpisode], old: Mapping[str, _Old], statistics: TokenStatistics,
+                  record: TokenRecord | None, step: int) -> tuple[float, float]:
         """Put the gradient of a mini-batch into the parameters, clipped; returns the loss and the norm before that."""
         self.optimizer.zero_grad(set_to_none=True)
-        count = float(len(episodes)) if self.algorithm.normalize == "sequence" else float(
-            sum(one.episode.generated_count for one in episodes))
+        count = self.algorithm.denominator(len(episodes), sum(one.episode.generated_count for one in episodes))
         loss = 0.0
-        for part in self._micro_batches(episodes)[self.world.rank::self.world.size]:
-            loss += self._accumulate([episodes[i] for i in part], count, statistics, record, old)
+        for part in self.scorer.micro_batches(episodes)[self.world.rank::self.world.size]:
+            loss += self._accumulate([episodes[i] for i in part], count, statistics, record, old, step)
         self.world.sum_gradients(self.policy.model.parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
         return sum(self.world.gathered(loss)), norm
@@ -203,7 +176,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def _old_logprobs(self, episodes: Sequence[CreditedEpisode], statistics: _Statistics) -> dict[str, _Old]:
+    def _old_logprobs(self, episodes: Sequence[CreditedEpisode], statistics: TokenStatistics) -> dict[str, _Old]:
         """By the episodes' ids: what ratios are taken against, and what the gaps between it and the sampler weigh."""
         s = self.settings
         old = {one.key: _Old(torch.from_numpy(one.episode.logprobs), None) for one in episodes}
@@ -212,7 +185,7 @@ class Learner:
         if s.old_logprobs == "sampler":
             return old
         mine: dict[str, _Old] = {}
-        for part in self._micro_batches(episodes)[self.world.rank::self.world.size]:
+        for part in self.scorer.micro_batches(episodes)[self.world.rank::self.world.size]:
             chosen = [episodes[i] for i in part]
             lengths = [one.episode.generated_count for one in chosen]
             batch = make_batch([one.readings[0] for one in chosen]).to(self.policy.device)
@@ -224,86 +197,61 @@ class Learner:
                 mine[one.key] = _Old(logprob, weight)
         return {key: one for part in self.world.gathered(mine) for key, one in part.items()}
 
-    def _micro_batches(self, episodes: Sequence[CreditedEpisode]) -> list[list[int]]:
-        """Episodes with a teacher and those without stand in different micro-batches."""
-        batches = []
-        for has_teacher in (True, False):
-            chosen = [i for i, one in enumerate(episodes) if (one.teacher_prompt is not None) == has_teacher]
-            parts = pack_by_tokens([episodes[i].readings for i in chosen], self.settings.micro_batch_tokens)
-            batches += [[chosen[i] for i in part] for part in parts]
-        return batches
+    def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: TokenStatistics,
+                    record: TokenRecord | None, before: Mapping[str, _Old], step: int) -> float:
+        """Add a micro-batch's gradient to the parameters'; returns its share of the loss."""
+        scores, batch = self.scorer.scores(part)
+        _, mask = to_rows(scores.logprobs, batch, len(part))
 
-    def _accumulate(self, part: Sequence[CreditedEpisode], count: float, statistics: _Statistics,
-                    record: TokenRecord | None, before: Mapping[str, _Old]) -> float:
-        scores, batch = self._scores(part)
-        logprobs, mask = to_rows(scores.logprobs, batch, len(part))
-        old = torch.cat([before[one.key].logprobs for one in part]).to(logprobs)
-        weights = None
-        if scores.kl is not None:
-            flat = self.algorithm.weigh_tokens(scores.kl, torch.ones_like(scores.kl, dtype=torch.bool))
-            weights = to_rows(flat, batch, len(part))[0]
-            statistics.add(kl=scores.kl, weight=flat)
-        factors = weights
-        gaps = [gap for one in part if (gap := before[one.key].importance) is not None]
-        if gaps:
-            laid = to_rows(torch.cat(gaps).to(logprobs), batch, len(part))[0]
-            factors = laid if weights is None else weights * laid
-        advantages = torch.tensor([one.advantage for one in part], dtype=logprobs.dtype, device=logprobs.device)
-        loss, details = policy_loss(logprobs, to_rows(old, batch, len(part))[0], advantages, mask, factors,
-                                    self.algorithm.clip_low, self.algorithm.clip_high, self.algorithm.normalize, count)
+        def rows(flat: Tensor) -> Tensor:
+            return to_rows(flat, batch, len(part))[0]
+
+        old = torch.cat([before[one.key].logprobs for one in part]).to(scores.logprobs)
+        credit = torch.from_numpy(np.concatenate([one.token_credit for one in part])).to(scores.logprobs)
+        advantages = self.algorithm.token_advantages(scores, credit).detach()
+        weights = self._weights(part, scores)
+        factors = self._factors(part, weights, before)
+        loss, details = policy_loss(rows(scores.logprobs), rows(old), rows(advantages), mask,
+                                    None if factors is None else rows(factors), denominator=count,
+                                    **self.algorithm.loss_settings)
+        added = self.algorithm.token_loss(scores, self._start_logprobs(part, old), step)
+        if added is not None:
+            loss = loss + mean_over_tokens(rows(added), mask, self.algorithm.normalize, count)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        assert scores.entropy is not None, "it is among the measures by default"
-        statistics.add(entropy=scores.entropy, ratio=details["ratio"][mask], clipped=details["clipped"][mask].float(),
-                       drift=(scores.logprobs.detach() - old).abs())
+        taken = {"advantage": advantages, "ratio": details["ratio"][mask], "student_logprob": scores.logprobs}
+        divergence = self.algorithm.divergence_of(scores)
+        if weights is not None and divergence is not None:
+            taken |= {"kl": divergence, "weight": weights}
+        assert scores.entropy is not None, "it is among every algorithm's measures"
+        statistics.add(entropy=scores.entropy, clipped=details["clipped"][mask], drift=(scores.logprobs - old).abs(),
+                       **{name: taken[name] for name in ("ratio", "kl", "weight") if name in taken})
         if record is not None:
-            sizes = mask.sum(1)
-            taken = {"advantage": advantages.repeat_interleave(sizes), "ratio": details["ratio"][mask],
-                     "student_logprob": scores.logprobs}
-            if weights is not None and scores.kl is not None:
-                taken |= {"kl": scores.kl, "weight": weights[mask]}
             record.add(part, {name: value.detach().float().cpu().numpy() for name, value in taken.items()})
         return float(loss.detach())
 
-    def _scores(self, part: Sequence[CreditedEpisode]) -> tuple[TokenScores, Batch]:
-        """Logprobs under the student and the teacher's KL, of every generated token of these episodes."""
-        student, *teacher = zip(*(one.readings for one in part), strict=True)  # a teacher for all or for none
-        batch, *conditioned = (make_batch(read).to(self.policy.device) for read in (student, *teacher))
-        return self.policy.scores(batch, conditioned[0] if conditioned else None), batch
+    def _weights(self, part: Sequence[CreditedEpisode], scores: TokenScores) -> Tensor | None:
+        """The weights of tokens by the teacher's divergence, [generated]; None without a teacher."""
+        divergence = self.algorithm.divergence_of(scores)
+        if divergence is None:
+            return None
+        return self.algorithm.weigh_tokens(divergence.detach(), torch.ones_like(divergence, dtype=torch.bool))
+
+    def _factors(self, part: Sequence[CreditedEpisode], weights: Tensor | None,
+                 before: Mapping[str, _Old]) -> Tensor | None:
+        """Weights times what the gaps between trainer and sampler weigh, [generated]; None for 1."""
+        gaps = [gap for one in part if (gap := before[one.key].importance) is not None]
+        if not gaps:
+            return weights
+        gap = torch.cat(gaps).to(self.policy.device)
+        return gap if weights is None else weights * gap
+
+    def _start_logprobs(self, part: Sequence[CreditedEpisode], like: Tensor) -> Tensor | None:
+        if not self.algorithm.reference_kl:
+            return None
+        return torch.from_numpy(np.concatenate(self.scorer.start_logprobs(part))).to(like)
 
 
 def learning_rate_factor(settings: TrainerConfig, step: int) -> float:
     """A linear warm-up, then constant or linearly down to 0 behind the last step."""
     rising = min(1.0, (step + 1) / max(1, settings.warmup_steps))
     return rising if settings.schedule == "constant" else rising * (1.0 - step / settings.steps)
-
-
-class _Statistics:
-    """Values of generated tokens, gathered over the micro-batches of one update."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-
-    def add(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach().float().cpu())
-
-    def merge(self, world: World) -> None:
-        """Take in what the other processes gathered."""
-        if world.size > 1:
-            shares = world.gathered(self._values)
-            names = dict.fromkeys(name for share in shares for name in share)
-            self._values = {name: [v for share in shares for v in share.get(name, [])] for name in names}
-
-    def summary(self, **rest: Any) -> dict[str, Any]:
-        values = {name: torch.cat(parts).numpy() for name, parts in self._values.items()}
-        for name in ("entropy", "ratio", "clipped", "weight", "drift"):
-            rest[f"{name}_mean"] = float(values[name].mean()) if name in values else None
-        for name in ("importance", "sampler_ratio"):
-            if name in values:
-                rest |= {f"{name}_mean": float(values[name].mean()), f"{name}_max": float(values[name].max())}
-        rest["ratio_max"] = float(values["ratio"].max()) if "ratio" in values else None
-        rest["drift_max"] = float(values["drift"].max()) if "drift" in values else None
-        for percent in (25, 50, 75, 95):
-            rest[f"kl_p{percent}"] = float(np.percentile(values["kl"], percent)) if "kl" in values else None
-        rest["weight_above_half"] = float((values["weight"] > 0.5).mean()) if "weight" in values else None
-        return rest

@@ -25,13 +25,14 @@ from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
-from turncredit.trainer.learner import Credit, Learner
+from turncredit.trainer.credited import Credit
+from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.sampling import StepSampler
-from turncredit.trainer.start import starting_policy
+from turncredit.trainer.start import external_teacher, starting_policy
 from turncredit.trainer.tasks import TaskSampler
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,13 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     checkpoint = world.gathered(checkpoint)[0]
     if policy is None:
         policy = starting_policy(config, run, watcher.warming, checkpoint)
-    learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed, world)
+    algorithm = make_algorithm(**config.algorithm)
+    # Without the checkpoint: what the run started from, whatever has been trained since.
+    start = None
+    if algorithm.needs_start:
+        start = policy.without_adapter() if config.model.lora else starting_policy(config, run, watcher.warming)
+    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
+                      external_teacher(config, policy))
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
     if world.first:
@@ -96,7 +103,7 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         world.wait()
     rollout.close()
     if world.first:
-        write_whole(run.path / "policy", policy.save)
+        write_whole(run.path / "policy", policy.export)
     world.wait()
     world.leave()
     return run
@@ -127,7 +134,7 @@ def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
     """Keep the newest batch whose update was refused, and the weights that were to be updated, for a replay."""
 
     def write(path: Path) -> None:
-        policy.save(path)
+        policy.export(path)
         for file in [*run.episodes.glob(f"step-{step:06d}-*.parquet"), *run.credit.glob(f"step-{step:06d}.parquet")]:
             shutil.copy(file, path / f"{file.parent.name}-{file.name}")
 
@@ -189,7 +196,7 @@ def keep_best(run: RunFolder, policy: Policy, evaluation: Sequence[dict[str, Any
     reached = _in_distribution(evaluation)
     earlier = [_in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
     if reached is not None and all(one is None or reached > one for one in earlier):
-        write_whole(run.path / "best", policy.save)
+        write_whole(run.path / "best", policy.export)
 
 
 def _in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
@@ -264,7 +271,7 @@ class _Health:
             raise TrainingStopped(f"stopped: the engine failed in every episode of a step, the last time with "
                                   f"{episodes[-1].error}")
         self.stops.update(e.stop for e in episodes)
-        has_signal = any(one.advantage for one in credit.episodes)
+        has_signal = credit.has_signal
         self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
         self.silent = 0 if has_signal else self.silent + 1
         if self.refused >= self.settings.refused_steps:

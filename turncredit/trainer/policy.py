@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -23,6 +24,7 @@ from turncredit.errors import UserError
 from turncredit.trainer.attention import Packing, can_be_packed, packed
 from turncredit.trainer.batch import Batch, make_batch
 from turncredit.trainer.head import Measures, TokenScores, score_tokens
+from turncredit.trainer.lora import adapter_off, base_of, has_adapter, load_adapter, merged_weights
 
 
 class Policy:
@@ -47,12 +49,13 @@ class Policy:
         self.device: torch.device = model.device
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
+        self._adapter_off = False
         self._refuse_unusual_head()
         self.packs = can_be_packed(self.model) and self._packed_is_exact()
 
     @classmethod
     def load(cls, config: ModelConfig) -> Policy:
-        """Load `config.path` (a folder, or a name on the hub)."""
+        """Load `config.path` (a folder, or a name on the hub); with its base where an adapter stands there."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         assert config.path is not None
@@ -61,7 +64,11 @@ class Policy:
             tokenizer = AutoTokenizer.from_pretrained(config.path)
             # Master weights are fp32 unless bf16 was asked for by name; "auto" computes in bf16 on GPUs.
             dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-            model = AutoModelForCausalLM.from_pretrained(config.path, dtype=dtype).to(device)
+            base = base_of(config.path)
+            model = AutoModelForCausalLM.from_pretrained(base or config.path, dtype=dtype)
+            if base is not None:
+                load_adapter(model, config.path)
+            model = model.to(device)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"model.path {config.path!r} cannot be loaded: {reason}") from error
@@ -103,7 +110,8 @@ class Policy:
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states from which the generated tokens are predicted, [generated, width]."""
-        with self.precision(), self._checkpointing():
+        adapter = adapter_off(self.model) if self._adapter_off else nullcontext()
+        with self.precision(), self._checkpointing(), adapter:
             states = self._packed_states(batch) if self.packs else self._separate_states(batch)
         return states[batch.scored]
 
@@ -183,10 +191,32 @@ class Policy:
             for layer in layers:
                 layer.training = False
 
+    def without_adapter(self) -> Policy:
+        """The policy that this one was before its adapter was trained: the same weights in memory, to be scored only.
+
+        Raises:
+            ValueError: there is no adapter.
+        """
+        if not has_adapter(self.model):
+            raise ValueError("a policy without an adapter has no other self")
+        base = copy.copy(self)
+        base._adapter_off, base._checkpointed = True, []
+        return base
+
     def save(self, folder: Path) -> None:
-        """Write weights, configuration and tokenizer, as transformers loads them."""
+        """Write weights, configuration and tokenizer, as transformers loads them; of an adapted model, the adapter."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def export(self, folder: Path) -> None:
+        """Write the whole policy, its adapter merged into the weights where it has one."""
+        if not has_adapter(self.model):
+            return self.save(folder)
+        plain = copy.copy(self.model)
+        plain._hf_peft_config_loaded = False  # else transformers writes the adapter alone
+        plain.save_pretrained(folder, state_dict=merged_weights(self.model))
+        self.tokenizer.save_pretrained(folder)
+        return None
 
     @torch.no_grad()
     def _refuse_unusual_head(self) -> None:

@@ -14,7 +14,7 @@ from turncredit.episode import Episode
 from turncredit.store import write_whole
 
 if TYPE_CHECKING:
-    from turncredit.trainer.learner import CreditedEpisode
+    from turncredit.trainer.credited import CreditedEpisode
 
 VALUES = ("advantage", "kl", "weight", "ratio", "student_logprob")  # float columns; null where there is none
 _CLASSES = (  # the first that fits
