@@ -5,8 +5,10 @@ Limits are small in every test, so that a defence that fails does not take the m
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,6 +133,8 @@ def test_memory_bomb_of_shared_pages(walled: Driven) -> None:
 
 @pytest.mark.parametrize("folder", [".", "/tmp", "/dev/shm", "/var/tmp"])
 def test_disk_fill(walled: Driven, folder: str) -> None:
+    if walled.home == "local" and Path(sys.prefix).is_relative_to(folder):
+        pytest.skip(f"this Python lies below {folder}, which the local sandbox therefore shows read-only")
     code = f"""
         total = 0
         try:

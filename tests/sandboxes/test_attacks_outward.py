@@ -87,7 +87,8 @@ def test_writing_outside(walled: Driven) -> None:
         attempt('utime', os.utime, '/usr')
     """
     walled.attack(code)
-    walled.still_works("open('a', 'w').write('x'); open('/tmp/b', 'w').write('y'); print('done')", "done\n")
+    walled.still_works("import tempfile; open('a', 'w').write('x'); "
+                       "open(tempfile.gettempdir() + '/b', 'w').write('y'); print('done')", "done\n")
 
 
 def scan(secret: str) -> str:
