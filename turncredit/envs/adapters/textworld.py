@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 import threading
+import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from turncredit.episode import Task
 from turncredit.errors import UserError
 
 _LONGEST = 100  # characters of a command; the interpreter's own buffer ends at 200
+_KEPT = 64  # games
 _generator = threading.Lock()
 
 
@@ -61,6 +64,8 @@ class TextWorld(TextEnv):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}: it must be a whole number of at least 1")
         self._package = imported("textworld", "textworld", "textworld")
+        # The interpreter knows no generated game and says so at every start.
+        warnings.filterwarnings("ignore", ".*is not fully supported", module="jericho")
         times = ood_growth if self.split == "ood" else 1
         self._sizes = (rooms * times, objects * times, quest_length * times)
         self._played: Any = None
@@ -119,15 +124,39 @@ class TextWorld(TextEnv):
         return _shown(self._played.reset().feedback)
 
 
-@functools.lru_cache(maxsize=64)
-def made_game(seed: int, rooms: int, objects: int, quest_length: int) -> Game:
+_games: OrderedDict[tuple[int, ...], Future[Game]] = OrderedDict()
+_games_lock = threading.Lock()
+
+
+def made_game(*key: int) -> Game:
+    """The game of a seed, rooms, objects and quest length: made once, also where a group's episodes ask at once."""
+    with _games_lock:
+        game = _games.get(key)
+        first = game is None
+        if game is None:
+            game = _games[key] = Future()
+        _games.move_to_end(key)
+        while len(_games) > _KEPT:
+            _games.popitem(last=False)
+    if first:
+        try:
+            game.set_result(_make_game(*key))
+        except BaseException as error:
+            with _games_lock:
+                _games.pop(key, None)
+            game.set_exception(error)
+    return game.result()
+
+
+def _make_game(seed: int, rooms: int, objects: int, quest_length: int) -> Game:
     """Generate and compile a game; the same arguments make the same one."""
     package = imported("textworld", "textworld", "textworld")
-    with _generator, tempfile.TemporaryDirectory(prefix="turncredit-textworld-") as folder:
+    with tempfile.TemporaryDirectory(prefix="turncredit-textworld-") as folder:
         options = package.GameOptions()
         options.seeds, options.path = seed, str(Path(folder, "game.z8"))
         options.nb_rooms, options.nb_objects, options.quest_length = rooms, objects, quest_length
-        game = package.generator.make_game(options)
+        with _generator:  # its knowledge base is one for the process; the compiler is a process of its own
+            game = package.generator.make_game(options)
         story = Path(package.generator.compile_game(game, options))
         return Game(story.read_bytes(), story.with_suffix(".json").read_bytes(), str(game.objective),
                     tuple(map(str, game.metadata["walkthrough"])))
