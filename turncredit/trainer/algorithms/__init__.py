@@ -20,5 +20,6 @@ from turncredit.trainer.algorithms.rloo import RLOO
 from turncredit.trainer.algorithms.rlsd import RLSD
 from turncredit.trainer.algorithms.sc_grpo import SCGRPO
 
-__all__ = ["ALGORITHMS", "CISPO", "DAPO", "GRPO", "GSPO", "OPD", "OPSD", "OWN_PROMPT", "RLOO", "RLSD", "SCGRPO", "SDPO",
-           "Additive", "Algorithm", "DrGRPO", "GroupCredit", "ReinforcePlusPlus", "make_algorithm", "register_algorithm"]
+__all__ = ["ALGORITHMS", "CISPO", "DAPO", "GRPO", "GSPO", "OPD", "OPSD", "OWN_PROMPT", "RLOO", "RLSD", "SCGRPO",
+           "SDPO", "Additive", "Algorithm", "DrGRPO", "GroupCredit", "ReinforcePlusPlus", "make_algorithm",
+           "register_algorithm"]

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from turncredit.trainer.algorithms.base import register_algorithm
-from turncredit.trainer.algorithms.sc_grpo import SCGRPO
+from turncredit.trainer.algorithms.sc_grpo import SCGRPO, Route
 from turncredit.trainer.head import Measures, TokenScores
 
 NAMES = {"forward": ("kl",), "reverse": ("reverse_kl",), "both": ("kl", "reverse_kl")}
@@ -23,7 +23,7 @@ NAMES = {"forward": ("kl",), "reverse": ("reverse_kl",), "both": ("kl", "reverse
 class Additive(SCGRPO):
     """GRPO, pulled towards its own teacher."""
 
-    routes: list[Literal["partial", "none", "single", "all"]] = ["partial"]
+    routes: tuple[Route, ...] = ("partial",)
     direction: Literal["forward", "reverse", "both"] = "forward"
     beta: float = Field(0.1, ge=0)
     beta_start: float | None = Field(None, ge=0)  # 0.03 in the paper; None for a fixed beta

@@ -2,9 +2,9 @@
 
     L = E[ 1/G sum_i 1/|o_i| sum_t D( teacher(. | ...), pi_theta(. | s_it) ) ]
 
-OPD: another model that reads what the student read. OPSD: the weights that the run started from, which also read a solution
-(arXiv 2601.18734; JSD, each vocabulary entry's share of a token clipped at 0.05). SDPO: the current weights, which also read
-a solution (arXiv 2601.20802; KL(student || teacher)). Rewards only choose whose solution is read.
+OPD: another model that reads what the student read. OPSD: the weights that the run started from, which also read a
+solution (arXiv 2601.18734; JSD, each vocabulary entry's share of a token clipped at 0.05). SDPO: the current weights,
+which also read a solution (arXiv 2601.20802; KL(student || teacher)). Rewards only choose whose solution is read.
 """
 
 from __future__ import annotations

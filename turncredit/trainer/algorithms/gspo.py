@@ -3,8 +3,8 @@
     s_i = ( pi_theta(o_i | x) / pi_old(o_i | x) )^(1/|o_i|)
     J   = E[ 1/G sum_i min(s_i A_i, clip(s_i, 1 - 3e-4, 1 + 4e-4) A_i) ]            (equations 5 to 7)
 
-The gradient is that of its token form (equations 14 and 15), which lets weights differ between tokens. Ratios are all 1,
-and the clip never acts, in the first update on a batch: it is `trainer.mini_batches` and `trainer.epochs` that it is for.
+The gradient is that of its token form (equations 14 and 15), which lets weights differ between tokens. Ratios are all
+1, and the clip never acts, in the first update on a batch: `trainer.mini_batches` and `trainer.epochs` are its use.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from torch import Tensor
 from turncredit.trainer.algorithms.base import Algorithm, GroupCredit, register_algorithm
 from turncredit.trainer.credit import diversity_advantage, kl_weight, route_group
 
+Route = Literal["partial", "none", "single", "all"]  # 2 <= n_c < G, n_c = 0, n_c = 1, n_c = G
+
 
 @register_algorithm("sc-grpo")
 class SCGRPO(Algorithm):
@@ -33,7 +35,7 @@ class SCGRPO(Algorithm):
     quantile: float | None = Field(0.75, ge=0, le=1)  # None: c is the floor
     floor: float = Field(1e-4, gt=0)  # c_min
     alpha: float = Field(0.1, ge=0)  # the scale of the diversity advantage
-    routes: list[Literal["partial", "none", "single", "all"]] = ["partial", "none"]  # those that have a teacher
+    routes: tuple[Route, ...] = ("partial", "none")  # those that have a teacher
     references: Literal["coupled", "independent"] = "coupled"  # the same marginals; independent is the paper's letter
     weights_from: Literal["current", "sampling"] = "current"  # whose KL: the weights as they stand, or as they sampled
 
