@@ -183,7 +183,7 @@ def test_the_policy_that_did_best_in_distribution_is_kept(finished):
 
 def test_the_best_policy_is_not_chosen_by_ood_and_not_replaced_by_an_equal_one(tmp_path):
     class Saved:
-        def save(self, path):
+        def export(self, path):
             path.write_text(str(self.step))
 
     run, policy = RunFolder(tmp_path).create(), Saved()
