@@ -23,6 +23,8 @@ NAMES = {"forward": ("kl",), "reverse": ("reverse_kl",), "both": ("kl", "reverse
 class Additive(SCGRPO):
     """GRPO, pulled towards its own teacher."""
 
+    distils = True
+
     routes: tuple[Route, ...] = ("partial",)
     direction: Literal["forward", "reverse", "both"] = "forward"
     beta: float = Field(0.1, ge=0)
