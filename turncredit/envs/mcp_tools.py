@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 
 from turncredit.envs.tools import ToolEnv, ToolError
 from turncredit.errors import MissingExtra, UserError
-from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec
+from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, typed_call
 
 T = TypeVar("T")
 _CLOSING_S = 10.0  # that a server has to end in
@@ -136,6 +135,7 @@ class McpEnv(ToolEnv):
         self.servers, self.call_timeout_s, self.restart_servers = list(servers), call_timeout_s, restart_servers
         self._connected: list[McpServer] = []
         self._of_servers: dict[str, tuple[McpServer, ToolSpec]] = {}
+        self._used = False  # since the servers were started
         self._connect()
 
     @property
@@ -161,7 +161,10 @@ class McpEnv(ToolEnv):
         if call.name not in self._of_servers:
             return super()._run(call)
         server, spec = self._of_servers[call.name]
-        return server.call(call.name, _checked(call, spec.parameters))
+        if not self.tool_format.typed:
+            call = typed_call(call, spec.parameters)
+        _refuse_wrong_arguments(call, spec.parameters)
+        return server.call(call.name, call.arguments)
 
     def _known(self) -> list[str]:
         return [*super()._known(), *self._of_servers]
@@ -200,24 +203,13 @@ def _client(address: str | Sequence[str], timeout_s: float, variables: Mapping[s
     return Client(parameters, read_timeout_seconds=timeout_s)
 
 
-def _checked(call: ToolCall, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments as the schema wants them. A format of plain words writes lists and objects as JSON texts."""
+def _refuse_wrong_arguments(call: ToolCall, schema: Mapping[str, Any]) -> None:
     import jsonschema
 
-    arguments = dict(call.arguments)
-    validator = jsonschema.Draft202012Validator(dict(schema))
-    for error in validator.iter_errors(arguments):
-        name = error.absolute_path[0] if error.absolute_path else None
-        if isinstance(name, str) and isinstance(arguments.get(name), str):
-            try:
-                arguments[name] = json.loads(arguments[name])
-            except ValueError:
-                continue
-    first = jsonschema.exceptions.best_match(validator.iter_errors(arguments))
-    if first is not None:
-        where = ".".join(map(str, first.absolute_path)) or "arguments"
-        raise MalformedCall(f"{call.name}: {where}: {first.message}")
-    return arguments
+    wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(dict(schema)).iter_errors(call.arguments))
+    if wrong is not None:
+        where = ".".join(map(str, wrong.absolute_path)) or "arguments"
+        raise MalformedCall(f"{call.name}: {where}: {wrong.message}")
 
 
 def _text(result: Any) -> str:

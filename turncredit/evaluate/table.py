@@ -66,19 +66,21 @@ def _means(evaluation: Evaluation) -> Table:
 def _comparisons(evaluation: Evaluation) -> Table:
     names = evaluation.names
     table = Table(title=f"{names['policy']} against {names['against']}, task by task", title_justify="left")
-    for name in ("environment", "split", "tasks", "difference", "95 %", "win", "tie", "loss"):
-        table.add_column(name, justify="left" if name in ("environment", "split") else "right")
+    for name in ("environment", "split", "tasks", "difference", "95 %", "win / tie / loss"):
+        left = name in ("environment", "split")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name in ("environment", "95 %"))
     for c in evaluation.comparisons:
         difference = "-" if c.difference is None else f"{c.difference:+.3f}"
-        table.add_row(c.env, c.split, str(c.tasks), difference, _interval(c.interval, "+.2f"), str(c.win), str(c.tie),
-                      str(c.loss))
+        table.add_row(c.env, c.split, str(c.tasks), difference, _interval(c.interval, "+.2f"),
+                      f"{c.win} / {c.tie} / {c.loss}")
     return table
 
 
 def _leaks(evaluation: Evaluation) -> Table:
     table = Table(title="tasks that stand in the training tasks, of a sample", title_justify="left")
     for name in ("environment", "split", "tasks", "exact", "normalised", "half of the 8-grams"):
-        table.add_column(name, justify="left" if name in ("environment", "split") else "right")
+        left = name in ("environment", "split")
+        table.add_column(name, justify="left" if left else "right", no_wrap=name == "environment")
     for leak in evaluation.leaks:
         table.add_row(leak.env, leak.split, *map(str, (leak.tasks, leak.exact, leak.normalised, leak.ngrams)))
     return table
