@@ -160,18 +160,18 @@ def typed_call(call: ToolCall, parameters: Mapping[str, Any]) -> ToolCall:
 
     schema = jsonschema.Draft202012Validator(dict(parameters))
 
-    def wrong(arguments: Mapping[str, Any]) -> set[str]:
-        return {str(error.absolute_path[0]) for error in schema.iter_errors(arguments) if error.absolute_path}
+    def wrong_in_kind(arguments: Mapping[str, Any]) -> set[str]:
+        return {str(error.absolute_path[0]) for error in schema.iter_errors(arguments) if len(error.absolute_path) == 1}
 
     arguments = dict(call.arguments)
-    for name in wrong(arguments):
+    for name in wrong_in_kind(arguments):
         if not isinstance(arguments[name], str):
             continue
         try:
             read = json.loads(arguments[name])
         except (ValueError, RecursionError):
             continue
-        if name not in wrong({**arguments, name: read}):
+        if name not in wrong_in_kind({**arguments, name: read}):
             arguments[name] = read
     return ToolCall(call.name, arguments)
 
