@@ -257,8 +257,8 @@ def read_extending(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, 
         raise UserError(f"config {str(file)!r}: extends is {parent!r}: it must be the path of another YAML file")
     above = file.parent / parent
     if above.resolve() in chain:
-        raise UserError(f"config {str(file)!r}: extends is {parent!r}, which extends this file in turn: a configuration "
-                        "cannot extend itself")
+        raise UserError(f"config {str(file)!r}: extends is {parent!r}, which extends this file in turn: name one that "
+                        "does not")
     merged: dict[str, Any] = _laid_over(data, read_extending(above, chain))
     return merged
 

@@ -419,8 +419,8 @@ def test_the_policy_has_moved_so_far_that_every_clip_acts(sampled: Any) -> None:
     ratios: dict[bool, list[float]] = {True: [], False: []}
     means = []
     for episode in (e for group in groups[:2] for e in group.episodes):
-        ids = episode.token_ids[episode.generated].tolist()
-        log_ratio = [float(row[id].detach()) - float(old) for row, id, old in zip(said[episode.id][0], ids, episode.logprobs)]
+        ids, student = episode.token_ids[episode.generated].tolist(), said[episode.id][0]
+        log_ratio = [float(student[i][id].detach()) - float(episode.logprobs[i]) for i, id in enumerate(ids)]
         ratios[bool(episode.passed)] += [math.exp(one) for one in log_ratio]
         means.append(math.exp(mean(log_ratio)))
     assert max(ratios[True]) > 1.3 and min(ratios[False]) < 0.8  # where A > 0, and where A < 0
