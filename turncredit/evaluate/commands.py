@@ -33,8 +33,10 @@ def evaluate_command(
     """avg@k and pass@k of a policy on environments, with 95 % intervals, a floor and a ceiling."""
     from turncredit.evaluate.evaluation import Evaluation, Wanted
     from turncredit.evaluate.table import show
+    from turncredit.progress import hide_file_bars
     from turncredit.trainer.start import policy_of
 
+    hide_file_bars()
     suite = _suite(env, envs, arguments, tasks, k)
     suite, left_out = _usable(suite, skip_missing)
     wanted = Wanted(suite, seed, temperature, top_p, floors)

@@ -79,6 +79,11 @@ class Learner:
             credit.episodes += credited
         if self.algorithm.scores_batch and credit.episodes:
             self._score_batch(credit.episodes)
+        if self.algorithm.fixes_weights:
+            for part in self.scorer.micro_batches(credit.episodes):
+                chosen = [credit.episodes[i] for i in part]
+                for one, weights in zip(chosen, self.scorer.weights(chosen)):
+                    one.weights = weights
         return credit
 
     def _score_batch(self, episodes: Sequence[CreditedEpisode]) -> None:
@@ -234,6 +239,9 @@ class Learner:
         divergence = self.algorithm.divergence_of(scores)
         if divergence is None:
             return None
+        fixed = [one.weights for one in part if one.weights is not None]
+        if fixed:
+            return torch.from_numpy(np.concatenate(fixed)).to(divergence)
         return self.algorithm.weigh_tokens(divergence.detach(), torch.ones_like(divergence, dtype=torch.bool))
 
     def _factors(self, part: Sequence[CreditedEpisode], weights: Tensor | None,

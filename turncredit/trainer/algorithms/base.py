@@ -141,6 +141,11 @@ class Algorithm(BaseModel):
         return self.reference_kl > 0 or self.teacher == "start"
 
     @property
+    def fixes_weights(self) -> bool:
+        """Whether token weights are worked out once, before the first update on a batch, and not in each."""
+        return False
+
+    @property
     def loss_settings(self) -> dict[str, Any]:
         """Keyword arguments of `policy_loss`."""
         return {name: getattr(self, name) for name in ("clip_low", "clip_high", "normalize", "ratio", "surrogate")}
