@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from turncredit.audit.credit import (
     CreditFromRecord,
@@ -136,9 +137,14 @@ class _Auditor:
     def examine_policy(self) -> None:
         """The row on the final weights."""
         folder = self.run.folder.path / "policy"
-        last = self.run.weights.get(self.config.trainer.steps)
-        if folder.is_dir() and last is not None:
-            self.findings["policy"].take(broken_policy(folder, Path(last)))
+        steps = self.config.trainer.steps
+        if folder.is_dir() and steps in self.run.weights:
+            with TemporaryDirectory() as temporary:
+                last = Path(self.run.weights[steps])
+                if self.config.model.lora is not None:  # a checkpoint is the adapter alone
+                    last = Path(temporary) / last.name
+                    self.run.policy(steps).export(last)
+                self.findings["policy"].take(broken_policy(folder, last))
 
     def _explain(self) -> None:
         versions = ", ".join(map(str, sorted(self.run.weights)))
