@@ -240,6 +240,7 @@ class Group:
     """The episodes of one task, sampled by one policy: the unit over which advantages are taken."""
 
     episodes: list[Episode]
+    task: Any = None  # the `TaskRef` that they were sampled on, where that is known
 
     @property
     def judged(self) -> list[Episode]:

@@ -86,6 +86,7 @@ def audit(path: str | Path, episodes: int | None = 64,
         if on_step:
             on_step(done, len(run.metrics))
     auditor.examine_policy()
+    auditor.close()
     return list(auditor.findings.values())
 
 
@@ -145,6 +146,11 @@ class _Auditor:
                     last = Path(temporary) / last.name
                     self.run.policy(steps).export(last)
                 self.findings["policy"].take(broken_policy(folder, last))
+
+    def close(self) -> None:
+        """Close the environments of demonstrations."""
+        if self.learner.demonstrator is not None:
+            self.learner.demonstrator.close()
 
     def _explain(self) -> None:
         versions = ", ".join(map(str, sorted(self.run.weights)))

@@ -13,9 +13,10 @@ from torch import Tensor
 from turncredit.config import TeacherConfig, TrainerConfig
 from turncredit.episode import Episode, Group
 from turncredit.seeds import seed_of
-from turncredit.trainer.algorithms import OWN_PROMPT, Algorithm, GroupCredit
+from turncredit.trainer.algorithms import DEMONSTRATION, OWN_PROMPT, Algorithm, GroupCredit
 from turncredit.trainer.batch import make_batch, to_rows
 from turncredit.trainer.credited import Credit, CreditedEpisode
+from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.head import TokenScores
 from turncredit.trainer.loss import mean_over_tokens, policy_loss
 from turncredit.trainer.offpolicy import importance
@@ -39,13 +40,19 @@ class Learner:
 
     Args:
         start, external_teacher: other policies, where the algorithm needs them; see `Scorer`.
+        demonstrator: scripted solutions, where the algorithm's teacher sees those.
+    Raises:
+        ValueError: the algorithm needs one of them, and it is missing.
     """
 
     def __init__(self, policy: Policy, algorithm: Algorithm, trainer: TrainerConfig, teacher: TeacherConfig,
                  seed: int, world: World | None = None, start: Policy | None = None,
-                 external_teacher: Policy | None = None) -> None:
+                 external_teacher: Policy | None = None, demonstrator: Demonstrator | None = None) -> None:
+        if algorithm.needs_demonstrations and demonstrator is None:
+            raise ValueError("the algorithm's teacher sees scripted solutions: pass `demonstrator`")
         self.world = world or World()
         self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
+        self.demonstrator = demonstrator
         self.scorer = Scorer(policy, algorithm, trainer.micro_batch_tokens, start, external_teacher)
         if trainer.gradient_checkpointing:
             policy.checkpoint_layers()
@@ -58,6 +65,9 @@ class Learner:
     def credit(self, groups: Sequence[Group], step: int) -> Credit:
         """Score every group. Episodes without a reward leave theirs; a group of fewer than 2 is dropped."""
         credit = Credit()
+        shown: Sequence[Episode | None] = [None] * len(groups)
+        if self.demonstrator is not None and self.algorithm.needs_demonstrations:
+            shown = self.demonstrator.demonstrations(groups)
         for number, group in enumerate(groups):
             judged = [e for e in group.judged if e.generated_count]
             credit.counts["episodes without reward"] += len(group.episodes) - len(group.judged)
@@ -69,7 +79,7 @@ class Learner:
             scored = self.algorithm.score_group(rewards, [bool(e.passed) for e in judged], lengths,
                                                 seed_of(self.seed, "credit", step, number))
             credit.counts[f"route {scored.kind}"] += 1
-            credited = [self._credited(judged, i, scored, credit.counts) for i in range(len(judged))]
+            credited = [self._credited(judged, i, scored, shown[number], credit.counts) for i in range(len(judged))]
             if scored.advantages_from_weights is not None:
                 advantages = scored.advantages_from_weights(self.scorer.weights(credited))
                 for one, advantage in zip(credited, advantages):
@@ -94,23 +104,27 @@ class Learner:
         for one, advantages in zip(episodes, scored, strict=True):
             one.token_advantages, one.advantage = advantages, float(np.mean(advantages))
 
-    def _credited(self, judged: list[Episode], i: int, scored: GroupCredit, counts: Counter[str]) -> CreditedEpisode:
+    def _credited(self, judged: list[Episode], i: int, scored: GroupCredit, shown: Episode | None,
+                  counts: Counter[str]) -> CreditedEpisode:
         one = CreditedEpisode(judged[i], scored.kind, float(scored.advantages[i]))
         reference = scored.references[i]
         if reference is None:
             return one
-        one.distilled = self.algorithm.distils
         if reference == OWN_PROMPT:
-            one.teacher_prompt = judged[i].segments[0]
+            one.teacher_prompt, one.distilled = judged[i].segments[0], self.algorithm.distils
             return one
-        context = teacher_context(self.policy.chat, judged[i], judged[reference], self.teacher.guide or GUIDE,
+        solution = shown if reference == DEMONSTRATION else judged[reference]
+        if solution is None:
+            counts["episodes without demonstration"] += 1
+            return one
+        context = teacher_context(self.policy.chat, judged[i], solution, self.teacher.guide or GUIDE,
                                   self.teacher.reference_tokens, self.policy.max_context)
         if context is None:
             counts["references that did not fit"] += 1
-            one.distilled = False
             return one
         counts["references shortened"] += context.shortened
-        one.teacher_prompt, one.reference = context.prompt, judged[reference].id
+        one.teacher_prompt, one.distilled = context.prompt, self.algorithm.distils
+        one.reference = None if solution is shown else solution.id  # a demonstration is no episode of the run
         return one
 
     # Update.

@@ -26,6 +26,7 @@ from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.credited import Credit
+from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
@@ -71,8 +72,10 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     start = None
     if algorithm.needs_start:
         start = policy.without_adapter() if config.model.lora else starting_policy(config, run, watcher.warming)
+    demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls) if (
+        algorithm.needs_demonstrations) else None
     learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
-                      external_teacher(config, policy))
+                      external_teacher(config, policy), demonstrator)
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
     if world.first:
@@ -102,6 +105,8 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         health.check(sampled.every, credit, update)
         world.wait()
     rollout.close()
+    if demonstrator is not None:
+        demonstrator.close()
     if world.first:
         write_whole(run.path / "policy", policy.export)
     world.wait()
