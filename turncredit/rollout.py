@@ -250,7 +250,7 @@ class _OneEpisode:
         """What the episode is worth as it stands: by the environment's verdict, or else by what it earned."""
         judge = getattr(self.env.unwrapped, "verdict", None)
         if judge is None:
-            return _verdict_of_reward(self.reward)
+            return verdict_of_reward(self.reward)
         return _checked_verdict(await self._in_environment(judge))
 
     async def _sample(self, request: Request) -> tuple[Segment, str]:
@@ -303,7 +303,7 @@ def _close_in_background(env: Any) -> None:
     threading.Thread(target=close, daemon=True, name="environment close").start()
 
 
-def _verdict_of_reward(reward: float) -> Verdict:
+def verdict_of_reward(reward: float) -> Verdict:
     """For environments of others, which give rewards and no verdicts."""
     if not math.isfinite(reward) or not 0 <= reward <= 1:
         return Verdict.unknown(f"the episode's reward is {reward!r}: it must lie in [0, 1]")
