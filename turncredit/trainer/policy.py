@@ -51,7 +51,7 @@ class Policy:
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
         self._adapter_off = False
-        self._refuse_unusual_head()
+        refuse_unusual_head(model)
         self.packs = can_be_packed(self.model) and self._packed_is_exact()
 
     @classmethod
@@ -233,18 +233,6 @@ class Policy:
         return digest.hexdigest()
 
     @torch.no_grad()
-    def _refuse_unusual_head(self) -> None:
-        """Some models scale or cap their logits: scoring them from hidden states would silently be wrong."""
-        ids = torch.arange(1, 9, device=self.device)[None]
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        if logits.isnan().any():
-            raise UserError(f"model {type(self.model).__name__}: its logits are not numbers, so its weights are broken")
-        if not torch.allclose(self.head(states), logits, rtol=1e-3, atol=1e-3):
-            raise UserError(f"model {type(self.model).__name__}: its logits are not a linear projection of its last "
-                            "hidden state (scaled or capped logits are not supported)")
-
-    @torch.no_grad()
     def _packed_is_exact(self) -> bool:
         """Whether all layers attend as a packing says: some architectures have others, or never hear of it."""
         prompt, responses = Segment.text([1, 2, 3], "prompt"), ([4, 5], [6, 7, 8])
@@ -260,6 +248,23 @@ class Policy:
         exact = together.dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
         tolerance = 1e-4 if exact else 5e-2
         return packing.calls == layers and bool((together - separate).norm() <= tolerance * separate.norm())
+
+
+@torch.no_grad()
+def refuse_unusual_head(model: Any) -> None:
+    """Some models scale or cap their logits: scoring them from hidden states would silently be wrong.
+
+    Raises:
+        UserError: the model does, or its logits are not numbers.
+    """
+    ids = torch.arange(1, 9, device=model.device)[None]
+    logits = model(input_ids=ids, use_cache=False).logits
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    if logits.isnan().any():
+        raise UserError(f"model {type(model).__name__}: its logits are not numbers, so its weights are broken")
+    if not torch.allclose(model.get_output_embeddings()(states), logits, rtol=1e-3, atol=1e-3):
+        raise UserError(f"model {type(model).__name__}: its logits are not a linear projection of its last "
+                        "hidden state (scaled or capped logits are not supported)")
 
 
 def pick_device(name: str) -> torch.device:
