@@ -116,7 +116,7 @@ class _Requests:
                 self._engine.add_request(str(number), {"prompt_token_ids": list(map(int, request.context))},
                                          self._parameters(request))
                 self._under_way[str(number)] = number
-            except ValueError as error:  # a prompt that is too long, say: it is that episode's alone
+            except Exception as error:  # a prompt that is too long, say: it is that episode's alone
                 self._refused.append((number, EngineError(str(error))))
         return numbers
 
