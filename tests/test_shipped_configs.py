@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from turncredit.audit import audit
 from turncredit.config import load_config
 from turncredit.store import RunFolder
 from turncredit.trainer.algorithms import ALGORITHMS, make_algorithm
@@ -22,9 +23,9 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("algorithms/*.yaml")) + sorted(CONFIGS.glob("ablations/*.yaml"))
 SMALLEST = [
     "model.tiny.vocabulary=400", "model.tiny.width=32", "model.tiny.layers=1", "model.tiny.heads=2",
-    "rollout.groups=3", "rollout.group_size=3", "rollout.episode_tokens=48", "trainer.steps=2", "warmstart.steps=30",
-    "warmstart.until_success=null", "warmstart.batch=8", "warmstart.demonstrations=64", "evaluation.tasks=2",
-    "evaluation.k=2", "envs.0.arguments.level=1", "warmstart.envs.0.arguments.level=1"]
+    "rollout.groups=3", "rollout.group_size=3", "rollout.episode_tokens=48", "trainer.steps=2", "trainer.save_every=1",
+    "warmstart.steps=30", "warmstart.until_success=null", "warmstart.batch=8", "warmstart.demonstrations=64",
+    "evaluation.tasks=2", "evaluation.k=2", "envs.0.arguments.level=1", "warmstart.envs.0.arguments.level=1"]
 CHEAPEST = ("reinforce++", "sc-grpo-on-dapo")
 
 
@@ -76,7 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
 
 @pytest.mark.parametrize("file", [pytest.param(file, marks=[] if file.stem in CHEAPEST else [pytest.mark.slow],
                                                id=f"{file.parent.name}/{file.stem}") for file in FILES])
-def test_a_configuration_runs_for_two_steps(file: Path, run: Callable[..., RunFolder]) -> None:
+def test_two_steps_of_a_configuration_can_be_run_and_audited(file: Path, run: Callable[..., RunFolder]) -> None:
     teacher = []
     if file.stem == "opd":
         teacher = [f"teacher.path={run(CONFIGS / 'algorithms/sc-grpo.yaml', 'name=teacher').path / 'policy'}"]
@@ -91,3 +92,4 @@ def test_a_configuration_runs_for_two_steps(file: Path, run: Callable[..., RunFo
     assert weights.keys() == before.keys() and all(torch.isfinite(value).all() for value in weights.values())
     learnt = any(line["updated"] for line in lines)
     assert learnt == any(not torch.equal(weights[name], before[name]) for name in weights)
+    assert {f.row: f.problems for f in audit(folder.path, episodes=2) if f.problems} == {}
