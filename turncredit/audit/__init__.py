@@ -92,7 +92,8 @@ class _Auditor:
     def __init__(self, run: AuditedRun, episodes: int | None) -> None:
         self.run, self.config = run, run.config
         self.policy = run.policy()
-        self.learner = CreditFromRecord(self.policy, run.config)
+        self.others = run.others()
+        self.learner = CreditFromRecord(self.policy, run.config, self.others)
         self.findings = {name: Finding(name, promise) for name, promise in ROWS.items()}
         self._place = 0
         self._chosen = evenly_chosen(sum(int(line.get("episodes", 0)) for line in run.metrics), episodes)
@@ -121,7 +122,8 @@ class _Auditor:
             policy = self.run.policy(step.number)
             found["logprobs"].take(broken_logprobs(step, policy, self.config.trainer.micro_batch_tokens),
                                    len(step.episodes))
-            found["steps"].take(broken_step(step, policy, self.config))
+            checkpoint = Path(self.run.weights[step.number]) if step.number else None
+            found["steps"].take(broken_step(step, policy, self.config, self.others, checkpoint))
 
     def _examine_credit(self, step: RecordedStep) -> None:
         credit, problems = broken_advantages(step, self.learner)

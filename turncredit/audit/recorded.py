@@ -70,6 +70,23 @@ class AuditedRun:
         path = self.weights[min(self.weights) if version is None else version]
         return Policy.load(self.config.model.model_copy(update={"path": path, "tiny": None}))
 
+    def others(self) -> tuple[Policy | None, Policy | None]:
+        """The policy that the run started from, and another model as its teacher, where its algorithm needs them.
+
+        Raises:
+            UserError: one of them is needed and gone.
+        """
+        from turncredit.trainer.algorithms import make_algorithm
+        from turncredit.trainer.start import external_teacher
+
+        start = None
+        if make_algorithm(**self.config.algorithm).needs_start:
+            if 0 not in self.weights:
+                raise UserError(f"{str(self.folder.path)!r} has lost its start/, and its algorithm holds the policy "
+                                "against that: it cannot be audited without")
+            start = self.policy(0)
+        return start, external_teacher(self.config, self.policy()) if self.config.teacher.path else None
+
     def steps(self) -> Iterator[RecordedStep | Damaged]:
         """Every step that has a line of metrics, in order."""
         for line in self.metrics:
