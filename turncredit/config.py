@@ -199,7 +199,7 @@ class Config(Strict):
         try:
             algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
-            raise ValueError(_sentence(error, "algorithm").removeprefix("config: ")) from None
+            raise ValueError(sentence_of(error, "algorithm").removeprefix("config: ")) from None
         if (algorithm.teacher == "external") != (self.teacher.path is not None):
             needs = "needs" if algorithm.teacher == "external" else "has no use for"
             raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "
@@ -295,7 +295,7 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(sentence_of(error)) from None
 
 
 def refuse_unusable_envs(config: Config) -> None:
@@ -360,7 +360,7 @@ def _index(items: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _sentence(error: ValidationError, prefix: str = "") -> str:
+def sentence_of(error: ValidationError, prefix: str = "") -> str:
     """The first thing that is wrong, with its key, its value and the nearest valid key."""
     first = error.errors()[0]
     key = ".".join(part for part in (prefix, *map(str, first["loc"])) if part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -217,6 +218,19 @@ class Policy:
         plain.save_pretrained(folder, state_dict=merged_weights(self.model))
         self.tokenizer.save_pretrained(folder)
         return None
+
+    @property
+    def tool_calls(self) -> str:
+        """The format in which it writes tool calls."""
+        return self.config.tool_calls
+
+    def digest(self) -> str:
+        """Of the beginning of every parameter: it changes where a training step changed them."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, parameter in sorted(self.model.named_parameters()):
+            flat = parameter.detach().flatten()[:4096].to("cpu", torch.float32)
+            digest.update(f"{name} {tuple(parameter.shape)}".encode() + flat.numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def _packed_is_exact(self) -> bool:
