@@ -14,6 +14,7 @@ from turncredit.episode import Episode, Group
 from turncredit.errors import UserError, did_you_mean
 from turncredit.report.credit import EpisodeCredit, read_credit
 from turncredit.rollout import TaskRef
+from turncredit.seeds import seed_of
 from turncredit.store import EpisodeRecord, RunFolder
 from turncredit.trainer.tasks import TaskSampler
 
@@ -66,10 +67,14 @@ class AuditedRun:
 
     def policy(self, version: int | None = None) -> Policy:
         """The weights after so many updates, loaded; any that there are where None."""
+        from turncredit.trainer.lora import add_adapter, has_adapter
         from turncredit.trainer.policy import Policy
 
         path = self.weights[min(self.weights) if version is None else version]
-        return Policy.load(self.config.model.model_copy(update={"path": path, "tiny": None}))
+        policy = Policy.load(self.config.model.model_copy(update={"path": path, "tiny": None}))
+        if self.config.model.lora is not None and not has_adapter(policy.model):  # as the run began
+            add_adapter(policy.model, self.config.model.lora, seed_of(self.config.seed, "adapter"), path)
+        return policy
 
     def others(self) -> tuple[Policy | None, Policy | None, Demonstrator | None]:
         """The policy that the run started from, another model as its teacher, and scripted solutions, where needed.
