@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from turncredit.config import EnvConfig, TeacherConfig, TrainerConfig
-from turncredit.trainer.algorithms import ALGORITHMS, Algorithm, make_algorithm
+from turncredit.trainer.algorithms import ALGORITHMS, OPD, OPSD, Algorithm, make_algorithm
 from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.policy import Policy
@@ -315,14 +315,16 @@ def rows(policy: Policy, segments: Any) -> Any:
     return torch.log_softmax(logits[[place - 1 for place in at]], -1)
 
 
-def teacher_rows(learner: Learner, one: Any, episodes: dict[str, Any]) -> Any:
-    """What the teacher says at each token of a credited episode; None where it has none."""
+def teacher_rows(learner: Learner, one: Any, episodes: dict[str, Any], others: list[Policy]) -> Any:
+    """What the teacher says at each token of a credited episode; None where it has none.
+
+    OPSD's is what the run started from, OPD's another model; everybody else's is the student.
+    """
     if one.teacher_prompt is None:
         return None
-    teacher = {"current": learner.policy, "start": learner.scorer.start,
-               "external": learner.scorer._teacher}[learner.algorithm.teacher]
-    if learner.algorithm.teacher == "external":
-        return rows(teacher, one.episode.segments)
+    if isinstance(learner.algorithm, OPD):
+        return rows(others[1], one.episode.segments)
+    teacher = others[0] if isinstance(learner.algorithm, OPSD) else learner.policy
     solution = learner.demonstrator.solutions[one.episode.group] if one.reference is None else episodes[one.reference]
     system = conditioned_system(one.episode.system, GUIDE, reference_text(solution))
     prompt = learner.policy.chat.first_prompt(system, one.episode.prompt)
@@ -330,9 +332,10 @@ def teacher_rows(learner: Learner, one: Any, episodes: dict[str, Any]) -> Any:
     return rows(teacher, [one.teacher_prompt, *one.episode.response])
 
 
-def response_of(learner: Learner, one: Any, episodes: dict[str, Any], student: Any, start: Any) -> Response:
+def response_of(learner: Learner, one: Any, episodes: dict[str, Any], others: list[Policy], student: Any,
+                start: Any) -> Response:
     with torch.no_grad():
-        log_q = teacher_rows(learner, one, episodes)
+        log_q = teacher_rows(learner, one, episodes, others)
     ids, logprobs = one.episode.token_ids[one.episode.generated].tolist(), one.episode.logprobs
     tokens = [Token(student[i], None if log_q is None else log_q[i], id, float(logprobs[i]), float(start[i][id]))
               for i, id in enumerate(ids)]
@@ -411,7 +414,8 @@ def test_an_update_is_the_equations_written_out_by_hand(case: str, sampled: Any)
     elif algorithm.teacher != "external":
         for part in parts:
             assert_references_are_allowed(part, routes)
-    loss = equation([[response_of(learner, one, episodes, *said[one.key]) for one in part] for part in parts])
+    loss = equation([[response_of(learner, one, episodes, [start, other], *said[one.key]) for one in part]
+                     for part in parts])
     gradients = torch.autograd.grad(loss, list(moved.model.parameters()), retain_graph=True)
     expected = torch.cat([g.flatten() for g in gradients])
     seen: list[Any] = []

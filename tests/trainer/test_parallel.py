@@ -102,15 +102,24 @@ def learnt(policy_of, sample_groups, judged_as):
 
     def learn(world, **trainer):
         policy = Policy(copy.deepcopy(double.model), double.tokenizer, double.config)
+        if trainer.get("sharding") == "full" and world.size > 1:
+            policy.shard(world)
+            assert {type(p).__name__ for p in policy.model.parameters()} == {"DTensor"}
         settings = TrainerConfig(**{"lr": 1e-3, "clip_norm": 0.5, "micro_batch_tokens": 400, **trainer})
-        learner = Learner(policy, make_algorithm("sc-grpo"), settings, TeacherConfig(), 0, world)
-        updates, records = [], []
-        for step in range(2):
+        updates, records, saved = [], [], None
+        for step in range(2):  # each with a learner of its own, as in a run that is resumed
+            learner = Learner(policy, make_algorithm("sc-grpo"), settings, TeacherConfig(), 0, world)
+            if saved is not None:
+                learner.state.load_state_dict(saved)
             record = TokenRecord(policy.tokenizer)
             updates.append(learner.update(learner.credit(groups, step), step, record))
             records.append({key: {name: list(map(float, part[name])) for name in ("advantage", "ratio", "weight")
                                   if name in part} for key, part in sorted(record.episodes.items())})
-        return {name: value.detach() for name, value in policy.model.state_dict().items()}, updates, records
+            if policy.sharded:
+                learner.state.gather()
+            saved = learner.state.state_dict()
+            assert all(type(value) is torch.Tensor for state in saved["state"].values() for value in state.values())
+        return {name: value.detach() for name, value in policy.whole.state_dict().items()}, updates, records
 
     return learn
 
@@ -132,8 +141,10 @@ def assert_close(one, other, tolerance):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed"}, {"micro_batch_tokens": 1 << 20}],
-    ids=["one update", "several", "fewer micro-batches than processes"])
+    {}, {"mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed"}, {"micro_batch_tokens": 1 << 20},
+    {"sharding": "full", "micro_batch_tokens": 1 << 20},
+    {"sharding": "full", "mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed", "gradient_checkpointing": True}],
+    ids=["one update", "several", "fewer micro-batches than processes", "sharded", "sharded, several, checkpointed"])
 def test_two_processes_end_with_the_losses_and_weights_of_one(in_processes, learnt, settings):
     weights, updates, records = learnt(World(), **settings)
     assert all(update["updated"] and update["gradient_norm"] > 0 for update in updates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ class Learner:
         trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=trainer.lr, betas=trainer.betas,
                                            weight_decay=trainer.weight_decay)
+        self.state = policy.state_of(self.optimizer)  # what is saved and restored
 
     # Credit.
 
@@ -155,6 +157,7 @@ class Learner:
                 self._take_step(step, finite)
                 if not finite:
                     break
+            self.policy.refresh()
         if record is not None:
             for other in self.world.gathered(record.episodes):
                 record.merge(other)
@@ -181,11 +184,34 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         count = self.algorithm.denominator(len(episodes), sum(one.episode.generated_count for one in episodes))
         loss = 0.0
-        for part in self.scorer.micro_batches(episodes)[self.world.rank::self.world.size]:
-            loss += self._accumulate([episodes[i] for i in part], count, statistics, record, old, step)
-        self.world.sum_gradients(self.policy.model.parameters())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
-        return sum(self.world.gathered(loss)), norm
+        for part, counts in self._own_parts(episodes):
+            chosen = [episodes[i] for i in part]
+            if counts:
+                loss += self._accumulate(chosen, count, statistics, record, old, step)
+            else:
+                self._accumulate(chosen, math.inf, TokenStatistics(), None, old, step)
+        if not self.policy.sharded:
+            self.world.sum_gradients(self.policy.model.parameters())
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm)
+        if self.policy.sharded:
+            norm = norm.full_tensor()
+        return sum(self.world.gathered(loss)), float(norm)
+
+    def _own_parts(self, episodes: Sequence[CreditedEpisode]) -> list[tuple[list[int], bool]]:
+        """This process's micro-batches, and whether each counts.
+
+        Where weights are sharded all processes have to take the same passes, with a teacher or without: one that has
+        no micro-batch of its own in a round repeats another's, which does not count.
+        """
+        parts, rank, size = self.scorer.micro_batches(episodes), self.world.rank, self.world.size
+        if not self.policy.sharded:
+            return [(part, True) for part in parts[rank::size]]
+        own = []
+        for taught in (True, False):
+            alike = [part for part in parts if (episodes[part[0]].teacher_prompt is not None) == taught]
+            rounds = [alike[at:at + size] for at in range(0, len(alike), size)]
+            own += [(parts[rank], True) if rank < len(parts) else (parts[0], False) for parts in rounds]
+        return own
 
     def _take_step(self, step: int, finite: bool) -> None:
         for group in self.optimizer.param_groups:
@@ -204,11 +230,13 @@ class Learner:
         if s.old_logprobs == "sampler":
             return old
         mine: dict[str, _Old] = {}
-        for part in self.scorer.micro_batches(episodes)[self.world.rank::self.world.size]:
+        for part, counts in self._own_parts(episodes):
             chosen = [episodes[i] for i in part]
             lengths = [one.episode.generated_count for one in chosen]
             batch = make_batch([one.readings[0] for one in chosen]).to(self.policy.device)
             logprobs = self.policy.scores(batch).logprobs.cpu()
+            if not counts:
+                continue
             sampler = torch.cat([old[one.key].logprobs for one in chosen]).to(logprobs)
             weights, ratios = importance(logprobs, sampler, lengths, s.importance_cap, s.importance, s.importance_level)
             statistics.add(importance=weights, sampler_ratio=ratios)
@@ -236,7 +264,9 @@ class Learner:
         added = self.algorithm.token_loss(scores, self._start_logprobs(part, old), step)
         if added is not None:
             loss = loss + mean_over_tokens(rows(added), mask, self.algorithm.normalize, count)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        # FSDP takes the mean over the processes where we need the sum.
+        scaled = loss * self.world.size if self.policy.sharded else loss
+        scaled.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         taken = {"advantage": advantages, "ratio": details["ratio"][mask], "student_logprob": scores.logprobs}
         divergence = self.algorithm.divergence_of(scores)
         if weights is not None and divergence is not None:

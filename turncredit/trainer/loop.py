@@ -74,10 +74,12 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         start = policy.without_adapter() if config.model.lora else starting_policy(config, run, watcher.warming)
     demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls) if (
         algorithm.needs_demonstrations) else None
+    if config.trainer.sharding == "full":
+        policy.shard(world)
     learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
                       external_teacher(config, policy), demonstrator)
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
-    first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
+    first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
         run.forget_from(first)
     world.wait()
@@ -99,6 +101,8 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         clock.lap("update_s")
         metrics = {"step": step, **episode_metrics(sampled.every), "refills": sampled.refills,
                    "groups": len(sampled.every), "groups trained": len(sampled.trained), **credit.counts, **update}
+        if policy.sharded and is_saved(config, step):
+            learner.state.gather()
         if world.first:
             _keep(config, run, step, learner, record, metrics, clock)
             watcher.training(step, config.trainer.steps, metrics)
@@ -130,9 +134,14 @@ def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: T
     if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
         _save_refused(run, step, policy)
     run.append_metrics(metrics)
-    if done % trainer.save_every == 0 or done == trainer.steps:
-        save_checkpoint(run.checkpoints, done, policy, learner.optimizer, {"seed": config.seed},
+    if is_saved(config, step):
+        save_checkpoint(run.checkpoints, done, policy, learner.state, {"seed": config.seed},
                         trainer.keep_checkpoints)
+
+
+def is_saved(config: Config, step: int) -> bool:
+    """Whether there is a checkpoint behind a step, which counts from 0."""
+    return (step + 1) % config.trainer.save_every == 0 or step + 1 == config.trainer.steps
 
 
 def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
