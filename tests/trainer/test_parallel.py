@@ -6,6 +6,7 @@ import copy
 import math
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -17,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from turncredit.config import TeacherConfig, TrainerConfig
+from turncredit.errors import UserError
 from turncredit.store import RunFolder
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.learner import Learner
@@ -167,7 +169,8 @@ CONFIG = {
 
 
 @pytest.mark.slow
-def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resumed(tmp_path):
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resumed(sharding, tmp_path):
     file = tmp_path / "together.yaml"
     file.write_text(yaml.safe_dump(CONFIG))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -175,11 +178,13 @@ def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resum
     runs = {"one": ["turncredit.cli"], "two": [*torchrun, "turncredit.cli"]}
     for name, launched in runs.items():
         for resume in ([], ["--resume"]):
-            command = [sys.executable, "-m", *launched, "train", str(file), f"runs={tmp_path / name}", *resume]
+            shared = [f"trainer.sharding={sharding}"] if name == "two" else []
+            command = [sys.executable, "-m", *launched, "train", str(file), f"runs={tmp_path / name}", *shared, *resume]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
             for path in (tmp_path / name / "together").glob("policy" if not resume else "nothing"):
                 path.rename(tmp_path / f"{name}-policy")
+                shutil.rmtree(path.parent / "checkpoints" / "step-000003")  # the last step is done anew
     one, two = (RunFolder(tmp_path / name / "together") for name in runs)
     for a, b in ((tmp_path / "one-policy", tmp_path / "two-policy"), (one.path / "policy", two.path / "policy")):
         a, b = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
@@ -190,3 +195,21 @@ def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resum
         assert a.get("evaluation") == b.get("evaluation")
     shown = [[(e.id, e.token_ids.tolist()) for e in run.read_episodes()] for run in (one, two)]
     assert shown[0] == shown[1]
+
+
+def test_sharding_is_refused_in_one_process_and_for_models_that_read_no_packed_rows(policy_of):
+    policy = policy_of()
+    with pytest.raises(UserError, match="'full' in one process: launch several with torchrun"):
+        policy.shard(World())
+    policy.packs = False
+    with pytest.raises(UserError, match="LlamaForCausalLM cannot read packed rows"):
+        policy.shard(World(0, 2))
+
+
+def test_processes_that_do_not_meet_as_torchrun_counted_them_are_refused(in_processes, monkeypatch):
+    def work(world):
+        os.environ["WORLD_SIZE"] = "3"
+        with pytest.raises(RuntimeError, match=f"process {world.rank} of 3 met the others as {world.rank} of 2"):
+            World.join()
+
+    assert in_processes(work) == [None, None]
