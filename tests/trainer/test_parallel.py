@@ -211,5 +211,6 @@ def test_processes_that_do_not_meet_as_torchrun_counted_them_are_refused(in_proc
         os.environ["WORLD_SIZE"] = "3"
         with pytest.raises(RuntimeError, match=f"process {world.rank} of 3 met the others as {world.rank} of 2"):
             World.join()
+        world.wait()
 
     assert in_processes(work) == [None, None]

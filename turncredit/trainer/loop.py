@@ -67,18 +67,7 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     checkpoint = world.gathered(checkpoint)[0]
     if policy is None:
         policy = starting_policy(config, run, watcher.warming, checkpoint)
-    algorithm = make_algorithm(**config.algorithm)
-    # Without the checkpoint: what the run started from, whatever has been trained since.
-    start = None
-    if algorithm.needs_start:
-        start = policy.without_adapter() if config.model.lora else starting_policy(config, run, watcher.warming)
-    demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls) if (
-        algorithm.needs_demonstrations) else None
-    if config.trainer.sharding == "full":
-        policy.shard(world)
-    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
-                      external_teacher(config, policy), demonstrator)
-    refuse_what_does_not_fit(policy, config.trainer, config.rollout)
+    learner = _learner_of(config, run, policy, world)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
         run.forget_from(first)
@@ -109,13 +98,29 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         health.check(sampled.every, credit, update)
         world.wait()
     rollout.close()
-    if demonstrator is not None:
-        demonstrator.close()
+    if learner.demonstrator is not None:
+        learner.demonstrator.close()
     if world.first:
         write_whole(run.path / "policy", policy.export)
     world.wait()
     world.leave()
     return run
+
+
+def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) -> Learner:
+    """The learner, with what its algorithm needs beside the policy; refused where memory would not do."""
+    algorithm, start, demonstrator = make_algorithm(**config.algorithm), None, None
+    if algorithm.needs_start:  # without the checkpoint: what the run started from, whatever has been trained since
+        start = policy.without_adapter() if config.model.lora else starting_policy(config, run, lambda *_: None)
+    if algorithm.needs_demonstrations:
+        demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls)
+    if config.trainer.gradient_checkpointing:
+        policy.checkpoint_layers()
+    refuse_what_does_not_fit(policy, config.trainer, config.rollout)
+    if config.trainer.sharding == "full":
+        policy.shard(world)
+    return Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
+                   external_teacher(config, policy), demonstrator)
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],

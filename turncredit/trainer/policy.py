@@ -141,9 +141,11 @@ class Policy:
                             "can be checkpointed; set it to false")
         for layer in layers:
             layer.gradient_checkpointing = True
-            # Nothing is drawn within a layer: dropout is off.
+            # Nothing is drawn within a layer: dropout is off. (A function, not a method: a copied model would bring a
+            # copied policy along.)
             layer._gradient_checkpointing_func = partial(
-                checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=self._when_computed_again)
+                checkpoint, use_reentrant=False, preserve_rng_state=False,
+                context_fn=lambda: self._when_computed_again())
         self._checkpointed = layers
 
     def _when_computed_again(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
