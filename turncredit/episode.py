@@ -183,7 +183,7 @@ class Episode:
     group: int = 0  # index in its step
     step: int = 0
     policy_version: int = 0
-    timings: dict[str, float] = field(default_factory=dict)  # seconds: "sampling", "environment"
+    timings: dict[str, float] = field(default_factory=dict)  # seconds: "sampling", "environment", in it "verifier"
 
     @property
     def id(self) -> str:

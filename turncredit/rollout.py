@@ -181,6 +181,7 @@ class _OneEpisode:
         finally:
             self.actor.end()
         if usable:
+            episode.timings["verifier"] = float(getattr(self.env.unwrapped, "verifier_s", 0.0))
             self.rollout._give_back(self.task, self.env)
         elif not isinstance(self.env, Exception):
             _close_in_background(self.env)

@@ -217,7 +217,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * learning_rate_factor(self.settings, step)
         if finite:
-            self.optimizer.step()
+            with self.policy.seconds.on("optimizer"):
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -266,7 +267,8 @@ class Learner:
             loss = loss + mean_over_tokens(rows(added), mask, self.algorithm.normalize, count)
         # FSDP takes the mean over the processes where we need the sum.
         scaled = loss * self.world.size if self.policy.sharded else loss
-        scaled.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with self.policy.seconds.on("student"):
+            scaled.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         taken = {"advantage": advantages, "ratio": details["ratio"][mask], "student_logprob": scores.logprobs}
         divergence = self.algorithm.divergence_of(scores)
         if weights is not None and divergence is not None:

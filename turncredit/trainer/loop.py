@@ -88,7 +88,8 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         update = learner.update(credit, step, record)
         agent.engine.policy_version = step + 1
         clock.lap("update_s")
-        metrics = {"step": step, **episode_metrics(sampled.every), "refills": sampled.refills,
+        metrics = {"step": step, **episode_metrics(sampled.every), "seconds": seconds_of(sampled.every, policy),
+                   "refills": sampled.refills,
                    "groups": len(sampled.every), "groups trained": len(sampled.trained), **credit.counts, **update}
         if policy.sharded and is_saved(config, step):
             learner.state.gather()
@@ -249,12 +250,21 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "reward": float(np.mean(rewards)) if rewards else None,
         "success": float(np.mean([bool(e.passed) for e in episodes if e.reward is not None])) if rewards else None,
         "generated_tokens": sum(e.generated_count for e in episodes),
+        "length_mean": float(np.mean([e.generated_count for e in episodes])),
+        "length_max": max(e.generated_count for e in episodes),
         "total_tokens": sum(len(s.token_ids) for e in episodes for s in e.segments),
         "turns": float(np.mean([len(e.turns) for e in episodes])),
         "invalid_actions": float(np.mean([sum(not t.valid for t in e.turns) for e in episodes])),
         "environment_s": sum(e.timings["environment"] for e in episodes) / len(episodes),
         "stops": dict(Counter(str(e.stop) for e in episodes)),
     }
+
+
+def seconds_of(groups: Sequence[Group], policy: Policy) -> dict[str, float]:
+    """Seconds in environments, of that in verifiers, summed over episodes; with teacher, student and optimiser here."""
+    episodes = [e for group in groups for e in group.episodes]
+    return {name: sum(e.timings.get(name, 0.0) for e in episodes) for name in ("environment", "verifier")} | (
+        policy.seconds.taken())
 
 
 def summary(score: Score) -> dict[str, Any]:

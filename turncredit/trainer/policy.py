@@ -27,6 +27,7 @@ from turncredit.trainer.batch import Batch, make_batch
 from turncredit.trainer.head import Measures, TokenScores, score_tokens
 from turncredit.trainer.lora import adapter_off, base_of, has_adapter, load_adapter, merged_weights
 from turncredit.trainer.parallel import World
+from turncredit.trainer.timing import Seconds
 
 
 class Policy:
@@ -50,6 +51,7 @@ class Policy:
             tokenizer.chat_template = config.chat_template.read_text()
         self.chat = ChatFormat(tokenizer, config.history, config.template_options)
         self.device: torch.device = model.device
+        self.seconds = Seconds(self.device)  # on "teacher" and "student"
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
         self._adapter_off = False
@@ -192,13 +194,14 @@ class Policy:
         teacher_hidden = teacher_weight = teacher_bias = None
         if conditioned is not None:
             teacher = teacher or self
-            with torch.no_grad():
+            with torch.no_grad(), self.seconds.on("teacher"):
                 teacher_hidden = teacher.hidden(conditioned)
                 teacher_weight, teacher_bias = teacher.output(teacher_hidden.dtype)
-        hidden = self.hidden(batch)  # after the teacher, so that its activations do not stand beside these
-        weight, bias = self.output(hidden.dtype)
-        return score_tokens(hidden, weight, batch.targets, teacher_hidden, bias, measures=measures,
-                            teacher_weight=teacher_weight, teacher_bias=teacher_bias)
+        with self.seconds.on("student"):
+            hidden = self.hidden(batch)  # after the teacher, so that its activations do not stand beside these
+            weight, bias = self.output(hidden.dtype)
+            return score_tokens(hidden, weight, batch.targets, teacher_hidden, bias, measures=measures,
+                                teacher_weight=teacher_weight, teacher_bias=teacher_bias)
 
     def output(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The head's weight [vocabulary, width] in that precision, and its bias [vocabulary]."""
