@@ -102,6 +102,20 @@ class JsonBlocks:
         return f"<tool_call>\n{body.replace('<', chr(92) + 'u003c')}\n</tool_call>"
 
 
+class NativeCalls(JsonBlocks):
+    """For servers with tool calls of their own: these stand as JSON between tags in the texts, and nobody is told."""
+
+    name = "native"
+
+    def describe(self, tools: Sequence[ToolSpec]) -> str:
+        """Nothing: the server is given the tools themselves."""
+        return ""
+
+    def around(self, text: str) -> str:
+        """What the agent said beside its calls."""
+        return self._block.sub("", text).strip()
+
+
 class PlainLine:
     """A line for tiny models: @name key=value key="value with spaces". One call a turn, its values typed later."""
 
@@ -176,11 +190,11 @@ def typed_call(call: ToolCall, parameters: Mapping[str, Any]) -> ToolCall:
     return ToolCall(call.name, arguments)
 
 
-_FORMATS: dict[str, ToolFormat] = {f.name: f for f in (JsonBlocks(), PlainLine())}
+_FORMATS: dict[str, ToolFormat] = {f.name: f for f in (JsonBlocks(), PlainLine(), NativeCalls())}
 
 
 def tool_format(name: str) -> ToolFormat:
-    """The format of that name: "json" or "plain"."""
+    """The format of that name: "json", "plain" or "native"."""
     if name not in _FORMATS:
         known = ", ".join(_FORMATS)
         raise UserError(f"tool_format {name!r} is unknown{did_you_mean(name, _FORMATS)} (known: {known})")
