@@ -18,7 +18,7 @@ UNBOUNDED = Budget(1 << 16, 1 << 20, 1 << 20)
 class Demonstrator:
     """Acts out the environments' scripted solutions; of a data set of questions, that is the answer.
 
-    They are the teacher's alone: no student, prompt or sandbox sees them.
+    They are the teacher's alone: no student, prompt or sandbox sees them. Of several processes, each acts out all.
 
     Args:
         envs: those that are trained on.
