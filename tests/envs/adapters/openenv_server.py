@@ -26,7 +26,7 @@ class Guessing(Environment):
 
     def reset(self, seed: int | None = None, episode_id: str | None = None, **kwargs: Any) -> Hint:
         self._secret, self._left = random.Random(seed).randint(1, 16), 4
-        return Hint(hint=f"Guess a number from 1 to 16; four tries. It leaves {self._secret % 5} when divided by 5.")
+        return Hint(hint=f"Game {seed}: guess a number from 1 to 16, in four tries.")
 
     def step(self, action: Guess, **kwargs: Any) -> Hint:
         self._left -= 1
@@ -40,5 +40,5 @@ class Guessing(Environment):
 
 
 if __name__ == "__main__":
-    uvicorn.run(create_fastapi_app(Guessing, Guess, Hint, max_concurrent_envs=8), port=int(sys.argv[1]),
+    uvicorn.run(create_fastapi_app(Guessing, Guess, Hint, max_concurrent_envs=64), port=int(sys.argv[1]),
                 log_level="error")

@@ -22,8 +22,10 @@ class ServerReward:
     """What the server gave, added up; unknown where that lies outside of [0, 1]. Passes at 1."""
 
     def verify(self, task: Task, outcome: Outcome) -> Verdict:
-        """A server that gave no reward at all has judged nothing."""
+        """A server that took actions and gave no reward at all has judged nothing."""
         rewards = outcome.state["rewards"]
+        if not outcome.state["taken"]:
+            return Verdict.of(False, "the server took none of the actions")
         if not rewards:
             return Verdict.unknown("the server gave no reward")
         total = float(sum(rewards))
@@ -81,10 +83,11 @@ class OpenEnv(TextEnv):
     def start(self) -> None:
         """The server's episode was begun with the task."""
         self._rewards: list[float] = []
+        self._taken = 0
 
     def state(self) -> Mapping[str, Any]:
-        """The rewards that the server gave."""
-        return {"rewards": self._rewards}
+        """The rewards that the server gave, and how many actions it took."""
+        return {"rewards": self._rewards, "taken": self._taken}
 
     def respond(self, action: str) -> Reply:
         """Send it, and show the answer."""
@@ -100,6 +103,7 @@ class OpenEnv(TextEnv):
             answer = self._client.step(given)
         except RuntimeError as error:  # what the package's client makes of a server's refusal
             return Reply(f"error: {error}", valid=False)
+        self._taken += 1
         if answer.reward is not None:
             self._rewards.append(float(answer.reward))
         return Reply(self._seen(answer.observation), done=bool(answer.done))
