@@ -51,7 +51,7 @@ from turncredit.trainer.policy import Policy
 from turncredit.trainer.warmstart import demonstrations, texts_of
 
 G = 8
-MICRO_BATCHES = (8, 16, 32)
+MICRO_BATCHES = (8, 16)
 TINY = TinyModel(width=192, layers=4, heads=6, context=1024)
 
 
@@ -248,6 +248,7 @@ def same_loss(policy: Policy) -> float:
     theirs = parts.trl_trainer(policy)
     credit = parts.credited(groups, None)
     padded = parts.padded_parts(credit)
+    theirs.model.train()  # without that its loss is the one of an evaluation, which is not divided by micro-batches
     learner = parts.learner_of(policy, "grpo", 4096)
     learner.settings = learner.settings.model_copy(update={"clip_norm": 1e9})
     update = parts.backward_only(learner, credit)
