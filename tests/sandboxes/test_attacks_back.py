@@ -54,6 +54,7 @@ def test_output_of_odd_bytes(walled: Driven, written: str, seen: str) -> None:
     result = walled.run(f"import os; os.write(1, {written}); os.write(2, {written})")
     assert (result.stdout, result.stderr) == (seen, seen)
     result.stdout.encode()  # no surrogates
+    walled.still_works("print('größe ☃')", "größe ☃\n")
 
 
 def test_code_of_odd_characters(walled: Driven) -> None:
