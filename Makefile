@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow docker soak llm docs browser clean
+.PHONY: demo test lint slow docker soak llm docs browser trl clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ docs: $(VENV)/.installed  ## the documentation as a site, in build/site
 browser: $(VENV)/.installed  ## the report's page in a real Chromium, where one is installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-browser]'
 	$(BIN)/python -m pytest tests/report
+
+trl: $(VENV)/.installed  ## SC-GRPO and our environments in TRL's own trainer, held against ours
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
+	$(BIN)/python -m pytest tests/integrations/test_trl.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -24,6 +24,7 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "tau2": [("Tau2", {"domain": "airline", "ood_domain": "retail"}), ("Tau2", {"domain": "telecom"})],
     "agentdojo": [("AgentDojo", {"suite": one, "ood_suite": other})
                   for one, other in (("workspace", "travel"), ("slack", "banking"))],
+    "textworld": [("TextWorld", {})],
     "textarena": [("TextArena", {"game": game}) for game in ("Mastermind-v0", "GuessTheNumber-v0", "Sudoku-v0")],
 }
 GOLD = ("bfcl-truncated", "scienceworld")  # measured their own way

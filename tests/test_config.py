@@ -130,6 +130,54 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
+@pytest.fixture
+def chain(tmp_path: Path) -> Callable[..., Config]:
+    """chain(base=…, below__child=…): base.yaml, below/child.yaml, and the last one loaded."""
+
+    def load(*overrides: str, **texts: str) -> Config:
+        for name, text in texts.items():
+            file = tmp_path / name.replace("__", "/")
+            file.parent.mkdir(exist_ok=True)
+            file.with_suffix(".yaml").write_text(text)
+        return load_config(file.with_suffix(".yaml"), overrides)
+
+    return load
+
+
+def test_a_file_is_laid_over_the_one_that_it_extends_key_by_key(chain: Callable[..., Config]) -> None:
+    found = chain(base=BASE + "trainer: {steps: 7, lr: 0.1}\nalgorithm: {name: sc-grpo, quantile: 0.25}\n",
+                  below__middle="extends: ../base.yaml\ntrainer: {lr: 0.2, clip_norm: 2}\n",
+                  below__child="extends: middle.yaml\nname: child\ntrainer: {clip_norm: 3}\n")
+    assert found.name == "child" and found.envs[0].id == "turncredit/Calculator-v0"
+    assert (found.trainer.steps, found.trainer.lr, found.trainer.clip_norm) == (7, 0.2, 3)
+    assert found.algorithm == {"name": "sc-grpo", "quantile": 0.25}
+
+
+def test_lists_and_the_algorithm_are_replaced_as_a_whole(chain: Callable[..., Config]) -> None:
+    base = BASE + "algorithm: {name: sc-grpo, quantile: 0.25}\n"
+    found = chain(base=base, child="extends: base.yaml\nalgorithm: {name: grpo}\nenvs: [{id: turncredit/Pantry-v0}]\n")
+    assert found.algorithm == {"name": "grpo"} and [env.id for env in found.envs] == ["turncredit/Pantry-v0"]
+
+
+def test_overrides_are_laid_over_what_is_extended(chain: Callable[..., Config]) -> None:
+    assert chain("trainer.steps=9", base=BASE + "trainer: {steps: 7}\n",
+                 child="extends: base.yaml\n").trainer.steps == 9
+
+
+@pytest.mark.parametrize(("texts", "sentence"), [
+    ({"child": "extends: base.yaml\n"}, r"child.yaml': extends '.*base.yaml': there is no such file"),
+    ({"child": "extends: child.yaml\n"}, "extends is 'child.yaml', which extends this file in turn"),
+    ({"base": "extends: child.yaml\n", "child": "extends: base.yaml\n"}, "base.yaml': extends is 'child.yaml'"),
+    ({"child": "extends: [base.yaml]\n"}, r"extends is \['base.yaml'\]: it must be the path"),
+    ({"base": "- 1", "child": "extends: base.yaml\n"}, "child.yaml': extends '.*base.yaml' must be a mapping"),
+])
+def test_what_cannot_be_extended_is_refused_in_one_sentence(chain: Callable[..., Config], texts: dict[str, str],
+                                                            sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as refused:
+        chain(**texts)
+    assert "\n" not in str(refused.value)
+
+
 keys = st.sampled_from([*Config.model_fields, "id", "name", "tiny", "path"]) | st.text(max_size=4)
 anything = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
                         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=4),

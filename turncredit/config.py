@@ -139,6 +139,8 @@ class TrainerConfig(Strict):
         "truncate", description="how the ratio of trainer to sampler is bounded, with recomputed logprobs")
     importance_level: Literal["token", "sequence"] = "token"
     importance_cap: float = Field(2.0, gt=1)
+    sharding: Literal["none", "full"] = Field(
+        "none", description="full: torchrun's processes share weights and optimiser state (FSDP2) instead of copies")
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -199,7 +201,7 @@ class Config(Strict):
         try:
             algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
-            raise ValueError(_sentence(error, "algorithm").removeprefix("config: ")) from None
+            raise ValueError(sentence_of(error, "algorithm").removeprefix("config: ")) from None
         if (algorithm.teacher == "external") != (self.teacher.path is not None):
             needs = "needs" if algorithm.teacher == "external" else "has no use for"
             raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "
@@ -214,6 +216,9 @@ class Config(Strict):
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
+        if self.trainer.sharding == "full" and self.model.lora is not None:
+            raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
+                             "trainer.sharding to 'none'")
         if not self.name or self.name != "/".join(part for part in Path(self.name).parts if part not in ("..", "/")):
             raise ValueError(f"name is {self.name!r}: it must be the name of a folder within {str(self.runs)!r}")
         return self
@@ -227,14 +232,47 @@ class Config(Strict):
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file and apply overrides such as `trainer.lr=1e-5`.
 
+    A file that says `extends: other.yaml` (as seen from where it stands) starts from that one: mappings are merged key
+    by key, everything else is replaced, and so is `algorithm` as a whole, since its keys are its algorithm's own.
+
     Raises:
         UserError: no such file, no valid YAML, an unknown key (names the nearest), a wrong type or an impossible
             combination.
     """
-    data = read_yaml(path, "config")
+    data = read_extending(Path(path))
     for override in overrides:
         _apply(data, override)
     return parse_config(data)
+
+
+def read_extending(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A configuration file laid over the one that it extends, if any.
+
+    Args:
+        extended_by: the files that led here, resolved.
+    Raises:
+        UserError: as `read_yaml`; or files extend one another in a circle.
+    """
+    chain = (*extended_by, file.resolve())
+    data = read_yaml(file, "config" if not extended_by else f"config {str(extended_by[-1])!r}: extends")
+    if "extends" not in data:
+        return data
+    parent = data.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"config {str(file)!r}: extends is {parent!r}: it must be the path of another YAML file")
+    above = file.parent / parent
+    if above.resolve() in chain:
+        raise UserError(f"config {str(file)!r}: extends is {parent!r}, which extends this file in turn: name one that "
+                        "does not")
+    merged: dict[str, Any] = _laid_over(data, read_extending(above, chain))
+    return merged
+
+
+def _laid_over(upper: Any, lower: Any, whole: tuple[str, ...] = ("algorithm",)) -> Any:
+    if not (isinstance(upper, dict) and isinstance(lower, dict)):
+        return upper
+    return lower | {name: value if name in whole or name not in lower else _laid_over(value, lower[name], ())
+                    for name, value in upper.items()}
 
 
 def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
@@ -262,7 +300,7 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(sentence_of(error)) from None
 
 
 def refuse_unusable_envs(config: Config) -> None:
@@ -327,7 +365,7 @@ def _index(items: list[Any], name: str, override: str) -> int:
     return int(name)
 
 
-def _sentence(error: ValidationError, prefix: str = "") -> str:
+def sentence_of(error: ValidationError, prefix: str = "") -> str:
     """The first thing that is wrong, with its key, its value and the nearest valid key."""
     first = error.errors()[0]
     key = ".".join(part for part in (prefix, *map(str, first["loc"])) if part)

@@ -30,6 +30,7 @@ class Display:
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
+        hide_file_bars()
         self._progress.start()
         return self
 
@@ -57,6 +58,13 @@ class Display:
         if not self.console.is_terminal and (now - self._last_line > SECONDS_BETWEEN_LINES or step + 1 == steps):
             self._last_line = now
             self.console.print(f"{name} {step + 1}/{steps}  {figures}", highlight=False, soft_wrap=True)
+
+
+def hide_file_bars() -> None:
+    """Without transformers' bars about the files of a model: they would break up what is shown here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def score_table(columns: Mapping[str, Sequence[Score]], title: str = "") -> Table:

@@ -26,7 +26,7 @@ from turncredit.envs import make
 from turncredit.episode import Episode, Group, Segment, StopReason, Turn, Verdict
 from turncredit.errors import UserError
 from turncredit.seeds import seed_of
-from turncredit.toolcalls import tool_format
+from turncredit.toolcalls import ToolSpec, tool_format
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Rollout:
         async def one_group(number: int, task: TaskRef, seats: Sequence[tuple[Actor, Any]]) -> Group:
             episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
                         for sample, (actor, env) in enumerate(seats)]
-            group = Group(list(await asyncio.gather(*episodes)))
+            group = Group(list(await asyncio.gather(*episodes)), task)
             _refuse_different_starts(group)
             for sample, episode in enumerate(group.episodes):
                 episode.step, episode.group, episode.sample = step, number, sample
@@ -152,6 +152,7 @@ class _OneEpisode:
         self.rollout, self.actor, self.env, self.task, self.seed = rollout, actor, env, task, seed
         self.chat, self.budget = rollout.chat, rollout.budget
         self.context: list[int] = []
+        self.tools: Sequence[ToolSpec] = ()
         self.reward = 0.0
         self.episode = Episode(task.env_id, "", "", task.seed, "", "", [], policy_version=rollout.agent.policy_version,
                                timings={"sampling": 0.0, "environment": 0.0})
@@ -180,6 +181,7 @@ class _OneEpisode:
         finally:
             self.actor.end()
         if usable:
+            episode.timings["verifier"] = float(getattr(self.env.unwrapped, "verifier_s", 0.0))
             self.rollout._give_back(self.task, self.env)
         elif not isinstance(self.env, Exception):
             _close_in_background(self.env)
@@ -190,8 +192,8 @@ class _OneEpisode:
     async def _begin(self) -> None:
         reset, seed, options = self.env.reset, self.task.seed, self.task.reset_options
         observation, info = await self._in_environment(lambda: reset(seed=seed, options=options))
-        instructions, tools = str(info.get("instructions", "")), info.get("tools") or []
-        parts = [instructions, self.rollout.tool_calls.describe(tools) if tools else ""]
+        self.tools = info.get("tools") or []
+        parts = [str(info.get("instructions", "")), self.rollout.tool_calls.describe(self.tools) if self.tools else ""]
         episode = self.episode
         episode.system = "\n\n".join(part for part in parts if part)
         episode.prompt = _checked_text(observation)
@@ -204,7 +206,8 @@ class _OneEpisode:
         room = self._room()
         if isinstance(room, StopReason):
             return await self._stop_early(room)
-        turn, action = await self._sample(Request(self.context, room, seed_of(self.seed, len(self.episode.turns))))
+        turn, action = await self._sample(Request(self.context, room, seed_of(self.seed, len(self.episode.turns)),
+                                                   tools=self.tools))
         self._append(turn)
         if not len(turn.token_ids) or turn.token_ids[-1] != self.chat.end_id:
             self._append(Segment.text(self.chat.turn_end, "glue"))
@@ -250,7 +253,7 @@ class _OneEpisode:
         """What the episode is worth as it stands: by the environment's verdict, or else by what it earned."""
         judge = getattr(self.env.unwrapped, "verdict", None)
         if judge is None:
-            return _verdict_of_reward(self.reward)
+            return verdict_of_reward(self.reward)
         return _checked_verdict(await self._in_environment(judge))
 
     async def _sample(self, request: Request) -> tuple[Segment, str]:
@@ -303,7 +306,7 @@ def _close_in_background(env: Any) -> None:
     threading.Thread(target=close, daemon=True, name="environment close").start()
 
 
-def _verdict_of_reward(reward: float) -> Verdict:
+def verdict_of_reward(reward: float) -> Verdict:
     """For environments of others, which give rewards and no verdicts."""
     if not math.isfinite(reward) or not 0 <= reward <= 1:
         return Verdict.unknown(f"the episode's reward is {reward!r}: it must lie in [0, 1]")

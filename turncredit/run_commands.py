@@ -62,8 +62,9 @@ def audit(run: Annotated[Path, typer.Argument(help="a run folder, such as runs/q
     from rich.progress import Progress
 
     from turncredit.audit import audit as examine
+    from turncredit.progress import hide_file_bars
 
-    _quiet()
+    hide_file_bars()
     with Progress(console=Console(stderr=True), transient=True, disable=as_json) as progress:
         bar = progress.add_task("steps", total=None)
         findings = examine(run, episodes or None,
@@ -82,9 +83,10 @@ def replay(run: Annotated[Path, typer.Argument(help="a run folder, such as runs/
     Example: turncredit replay runs/quickstart 000003-0001-002
     """
     from turncredit.audit.recorded import AuditedRun
+    from turncredit.progress import hide_file_bars
     from turncredit.replay import differences, retell
 
-    _quiet()
+    hide_file_bars()
     audited = AuditedRun(run)
     step, recorded = audited.find(episode)
     _show_episode(recorded)
@@ -149,10 +151,3 @@ def _show_episode(episode: Episode) -> None:
     verdict = "not judged" if episode.reward is None else f"reward {episode.reward:g}"
     reason = f": {episode.verdict.reason}" if episode.verdict and episode.verdict.reason else ""
     console.print(Text(f"{verdict}{reason}; ended: {episode.stop.sentence}"))
-
-
-def _quiet() -> None:
-    """Without transformers' bars about files of a run folder."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -45,6 +45,7 @@ class ToolFormat(Protocol):
     """A way to write tool calls as text."""
 
     name: str
+    typed: bool  # whether values come with their types; else all are texts, see `typed_call`
 
     def describe(self, tools: Sequence[ToolSpec]) -> str:
         """What to tell the agent, in its system prompt."""
@@ -64,6 +65,7 @@ class JsonBlocks:
     """JSON between tags, as Qwen and Hermes models write it: <tool_call>{"name": …, "arguments": {…}}</tool_call>."""
 
     name = "json"
+    typed = True
     _block = re.compile(r"<tool_call>(.*?)(</tool_call>|$)", re.DOTALL)
 
     def describe(self, tools: Sequence[ToolSpec]) -> str:
@@ -100,10 +102,25 @@ class JsonBlocks:
         return f"<tool_call>\n{body.replace('<', chr(92) + 'u003c')}\n</tool_call>"
 
 
+class NativeCalls(JsonBlocks):
+    """For servers with tool calls of their own: these stand as JSON between tags in the texts, and nobody is told."""
+
+    name = "native"
+
+    def describe(self, tools: Sequence[ToolSpec]) -> str:
+        """Nothing: the server is given the tools themselves."""
+        return ""
+
+    def around(self, text: str) -> str:
+        """What the agent said beside its calls."""
+        return self._block.sub("", text).strip()
+
+
 class PlainLine:
     """A line for tiny models: @name key=value key="value with spaces". One call a turn, its values typed later."""
 
     name = "plain"
+    typed = False
     _value = r'"(?:[^"\\]|\\.)*"|[^\s"]\S*'
     _argument = re.compile(rf"\s+(\w+)=({_value})", re.DOTALL)
     _call = re.compile(rf"@(\w+)((?:\s+\w+=(?:{_value}))*)\s*", re.DOTALL)
@@ -151,11 +168,33 @@ def _quoted(value: Any) -> str:
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
-_FORMATS: dict[str, ToolFormat] = {f.name: f for f in (JsonBlocks(), PlainLine())}
+def typed_call(call: ToolCall, parameters: Mapping[str, Any]) -> ToolCall:
+    """The call with texts read as JSON, where the tool's schema wants no text and JSON is what it wants."""
+    import jsonschema
+
+    schema = jsonschema.Draft202012Validator(dict(parameters))
+
+    def wrong_in_kind(arguments: Mapping[str, Any]) -> set[str]:
+        return {str(error.absolute_path[0]) for error in schema.iter_errors(arguments) if len(error.absolute_path) == 1}
+
+    arguments = dict(call.arguments)
+    for name in wrong_in_kind(arguments):
+        if not isinstance(arguments[name], str):
+            continue
+        try:
+            read = json.loads(arguments[name])
+        except (ValueError, RecursionError):
+            continue
+        if name not in wrong_in_kind({**arguments, name: read}):
+            arguments[name] = read
+    return ToolCall(call.name, arguments)
+
+
+_FORMATS: dict[str, ToolFormat] = {f.name: f for f in (JsonBlocks(), PlainLine(), NativeCalls())}
 
 
 def tool_format(name: str) -> ToolFormat:
-    """The format of that name: "json" or "plain"."""
+    """The format of that name: "json", "plain" or "native"."""
     if name not in _FORMATS:
         known = ", ".join(_FORMATS)
         raise UserError(f"tool_format {name!r} is unknown{did_you_mean(name, _FORMATS)} (known: {known})")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from turncredit.config import TeacherConfig, TrainerConfig
+from turncredit.config import TeacherConfig, TrainerConfig, parse_config
 from turncredit.errors import UserError
 from turncredit.trainer.algorithms import ALGORITHMS, Algorithm, GroupCredit, make_algorithm, register_algorithm
 from turncredit.trainer.credit import diversity_advantage, kl_weight, route_group
@@ -118,3 +122,51 @@ def test_an_algorithm_of_ones_own_is_used_by_name(policy_of, sample_groups, judg
         assert learner.update(credit, 0)["weight_mean"] == pytest.approx(0.5, abs=0.05)
     finally:
         del ALGORITHMS["test-first-is-best"]
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "algorithms.md"
+MODULE = "shortest_first"
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """The package that docs/algorithms.md shows, where Python finds it, with the metadata that pip would write."""
+    text = DOCS.read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    [points] = re.findall(r"```toml\n\[project.entry-points.\"(.*?)\"\]\n(.*?)```", text, re.DOTALL)
+    (tmp_path / f"{MODULE}.py").write_text(code)
+    info = tmp_path / f"{MODULE}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {MODULE}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{points[0]}]\n{points[1].replace(chr(34), '')}")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop(MODULE, None)
+    ALGORITHMS.pop("shortest", None)
+
+
+def test_an_installed_packages_algorithm_is_imported_when_a_configuration_names_it(installed, calculator_config):
+    assert MODULE not in sys.modules
+    settings = calculator_config().model_dump(mode="json") | {"algorithm": {"name": "shortest", "bonus": 0.5}}
+    algorithm = make_algorithm(**parse_config(settings).algorithm)
+    scored = algorithm.score_group([0, 1, 1], [False, True, True], [2, 5, 4], 0)
+    assert scored.advantages.tolist() == [0, 0, 0.5] and MODULE in sys.modules
+    with pytest.raises(UserError, match=r"unknown key 'algorithm.bonsu'; did you mean 'bonus'\?"):
+        parse_config(settings | {"algorithm": {"name": "shortest", "bonsu": 1}})
+
+
+def test_without_the_package_its_algorithm_is_unknown():
+    with pytest.raises(UserError, match="'shortest' is unknown"):
+        make_algorithm("shortest")
+
+
+def test_every_algorithm_has_a_row_in_the_documentation():
+    rows = re.findall(r"^\| `([a-z+-]+)` \|.*`(\w+\.py)` \|$", DOCS.read_text(), re.MULTILINE)
+    own = {name: a.__module__ for name, a in ALGORITHMS.items() if a.__module__.startswith("turncredit.")}
+    assert {name: f"turncredit.trainer.algorithms.{file.removesuffix('.py')}" for name, file in rows} == own
+
+
+def test_an_algorithm_is_a_file_of_under_100_lines():
+    for algorithm in ALGORITHMS.values():
+        if algorithm.__module__.startswith("turncredit."):
+            assert len(Path(sys.modules[algorithm.__module__].__file__).read_text().splitlines()) < 100

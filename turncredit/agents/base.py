@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from turncredit.episode import Floats
 from turncredit.errors import EngineError, UserError
+from turncredit.toolcalls import ToolSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Request:
     max_new_tokens: int
     seed: int
     episode: int | None = None  # whose turn it is: an engine may keep what it computed for the episode's next one
+    tools: Sequence[ToolSpec] = ()  # for engines that are told of them by themselves; the context may describe them too
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,16 +13,20 @@ from numpy.typing import NDArray
 from turncredit.audit.recorded import RecordedStep
 from turncredit.config import Config
 from turncredit.report.credit import EpisodeCredit
-from turncredit.trainer.algorithms import make_algorithm
+from turncredit.trainer.algorithms import Algorithm, make_algorithm
 from turncredit.trainer.batch import make_batch, pack_by_tokens
+from turncredit.trainer.checkpoint import restore
 from turncredit.trainer.credited import Credit, CreditedEpisode
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.scoring import Scorer
 
 if TYPE_CHECKING:
+    from turncredit.trainer.demonstrations import Demonstrator
     from turncredit.trainer.policy import Policy
 
+# What the run started from, another model as its teacher, scripted solutions.
+Others = tuple["Policy | None", "Policy | None", "Demonstrator | None"]
 EXACT = 1e-4  # nats: fp32, the engine against the trainer
 ROUNDED = 0.1  # nats: where one of them computes in bf16
 SHARE = 2e-3  # of a value: what is computed from logprobs again
@@ -61,10 +66,16 @@ class RecordScorer(Scorer):
 class CreditFromRecord(Learner):
     """Credits a step as the trainer did, with the KL that the run recorded in place of the model's."""
 
-    def __init__(self, policy: Policy, config: Config) -> None:
-        super().__init__(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed)
-        self.scorer: RecordScorer = RecordScorer(policy, self.algorithm, config.trainer.micro_batch_tokens)
+    def __init__(self, policy: Policy, config: Config, others: Others = (None, None, None)) -> None:
+        super().__init__(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed, None,
+                         *others)
+        self.scorer: RecordScorer = RecordScorer(policy, self.algorithm, config.trainer.micro_batch_tokens, *others[:2])
         self.scorer.recorded, self.scorer.from_weights = {}, set()
+
+    @property
+    def advantages_need_scores(self) -> bool:
+        """Whether they depend on what student and teacher say, which is only known where a step is done again."""
+        return type(self.algorithm).token_advantages is not Algorithm.token_advantages
 
 
 def broken_advantages(step: RecordedStep, learner: CreditFromRecord) -> tuple[Credit | None, list[str]]:
@@ -83,22 +94,27 @@ def broken_advantages(step: RecordedStep, learner: CreditFromRecord) -> tuple[Cr
     for one in credit.episodes:
         recorded = step.credit.get(one.key)
         if recorded is not None:
-            found += _broken_credit(one, recorded, NOISE if one.key in learner.scorer.from_weights else 1e-6)
+            found += _broken_credit(one, recorded)
+            if not learner.advantages_need_scores:
+                found += _broken_advantages(one, recorded, NOISE if one.key in learner.scorer.from_weights else 1e-6)
         elif step.credit and one.advantage and learner.settings.mini_batches == 1:
             found.append(f"episode {one.key}: it earned credit, and none is recorded")
     return credit, found
 
 
-def _broken_credit(one: CreditedEpisode, recorded: EpisodeCredit, bound: float) -> Iterator[str]:
+def _broken_credit(one: CreditedEpisode, recorded: EpisodeCredit) -> Iterator[str]:
     if recorded.token_ids != one.episode.token_ids[one.episode.generated].tolist():
         yield f"episode {one.key}: its credit is of other tokens than its own"
     for name, then, now in (("route", recorded.route, one.kind), ("reference", recorded.reference, one.reference)):
         if then != now:
             yield f"episode {one.key}: {name} is recorded as {then!r}, and comes out as {now!r}"
-    for advantage in recorded.values.get("advantage", ()):
-        if not _close(advantage, one.advantage, SHARE, bound):
-            yield f"episode {one.key}: advantage is recorded as {advantage}, and comes out as {one.advantage:.6g}"
-            break
+
+
+def _broken_advantages(one: CreditedEpisode, recorded: EpisodeCredit, bound: float) -> Iterator[str]:
+    for then, now in zip(recorded.values.get("advantage", ()), one.token_credit):
+        if not _close(then, float(now), SHARE, bound):
+            yield f"episode {one.key}: advantage is recorded as {then}, and comes out as {now:.6g}"
+            return
 
 
 def broken_weights(step: RecordedStep, credit: Credit, learner: CreditFromRecord) -> Iterator[str]:
@@ -126,9 +142,18 @@ def broken_logprobs(step: RecordedStep, policy: Policy, tokens: int) -> Iterator
             yield from _first_apart(episode.id, "logprob", episode.logprobs.tolist(), now.numpy(), bound, 0.0)
 
 
-def broken_step(step: RecordedStep, policy: Policy, config: Config) -> Iterator[str]:
-    """Do a whole step again from the weights before it: where credit, loss or gradient differ from the record."""
-    learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed)
+def broken_step(step: RecordedStep, policy: Policy, config: Config, others: Others = (None, None, None),
+                checkpoint: Path | None = None) -> Iterator[str]:
+    """Do a whole step again from the weights before it: where credit, loss or gradient differ from the record.
+
+    Args:
+        others: what the algorithm holds the policy against.
+        checkpoint: where the optimiser's state before the step is, if there was any.
+    """
+    learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed, None,
+                      *others)
+    if checkpoint is not None:  # several updates of one step depend on it
+        restore(checkpoint, learner.optimizer)
     record = TokenRecord(policy.tokenizer)
     update = learner.update(learner.credit(step.trained, step.number), step.number, record)
     for name in ("loss", "gradient_norm"):

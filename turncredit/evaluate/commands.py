@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from turncredit.config import EnvConfig
+from turncredit.agents.endpoint import PREFIX, Endpoint, endpoint_settings
+from turncredit.config import Config, EnvConfig
 from turncredit.envs.commands import parsed_arguments
 from turncredit.errors import MissingExtra, UserError
 
+if TYPE_CHECKING:
+    from turncredit.evaluate.evaluation import Evaluated
+
 
 def evaluate_command(
-        model: Annotated[str, typer.Argument(help="a run folder, or a model folder or hub name")],
+        model: Annotated[str, typer.Argument(help="a run folder, a model folder or hub name, or openai:URL#MODEL")],
         env: Annotated[list[str] | None, typer.Option(help='id or id:split, such as "turncredit/Calculator-v0:test"')]
         = None,
         envs: Annotated[str | None, typer.Option(help="a suite: a YAML file, or a name of configs/suites")] = None,
@@ -24,7 +28,10 @@ def evaluate_command(
         tasks: Annotated[int | None, typer.Option(min=1, help="tasks an environment [64, or the suite's]")] = None,
         k: Annotated[int | None, typer.Option(min=1, help="episodes a task [8, or the suite's]")] = None,
         seed: int = 0, temperature: float = 1.0, top_p: float = 1.0,
-        tool_calls: Annotated[str | None, typer.Option(help="json or plain; a run folder knows its own")] = None,
+        tool_calls: Annotated[str | None, typer.Option(help="json, plain or native; a run folder knows its own")]
+        = None,
+        endpoint: Annotated[list[str] | None, typer.Option(help="key=value for openai:…, such as concurrency=32")]
+        = None,
         floors: Annotated[bool, typer.Option(help="trivial agents and the scripted solution beside the model")] = True,
         skip_missing: Annotated[bool, typer.Option("--skip-missing", help="leave out what is not installed")] = False,
         out: Annotated[Path | None, typer.Option(help="a folder for episodes and tables; goes on where it stopped")]
@@ -33,13 +40,14 @@ def evaluate_command(
     """avg@k and pass@k of a policy on environments, with 95 % intervals, a floor and a ceiling."""
     from turncredit.evaluate.evaluation import Evaluation, Wanted
     from turncredit.evaluate.table import show
-    from turncredit.trainer.start import policy_of
+    from turncredit.progress import hide_file_bars
 
+    hide_file_bars()
     suite = _suite(env, envs, arguments, tasks, k)
     suite, left_out = _usable(suite, skip_missing)
     wanted = Wanted(suite, seed, temperature, top_p, floors)
     named = {"policy": model} | ({"against": against} if against else {})
-    models = {label: policy_of(name, tool_calls) for label, name in named.items()}
+    models = {label: _evaluated(name, tool_calls, endpoint or []) for label, name in named.items()}
     evaluation = Evaluation(wanted, models, named, out)
     evaluation.run()
     if out is None and not as_json:
@@ -50,6 +58,20 @@ def evaluate_command(
         show(evaluation, Console())
         for id, reason in left_out.items():
             print(f"left out: {id}: {reason}")
+    for policy, _ in models.values():
+        if isinstance(policy, Endpoint):
+            Console(stderr=True).print(policy.cost_line(), soft_wrap=True, markup=False, highlight=False)
+
+
+def _evaluated(name: str, tool_calls: str | None, endpoint: list[str]) -> tuple[Evaluated, Config]:
+    """A policy, or a server's model, with the bounds of its episodes."""
+    settings = endpoint_settings(endpoint)
+    if name.startswith(PREFIX):
+        there = Endpoint(name, settings, tool_calls or "json")
+        return there, there.config
+    from turncredit.trainer.start import policy_of
+
+    return policy_of(name, tool_calls)
 
 
 def _suite(env: list[str] | None, envs: str | None, arguments: str, tasks: int | None, k: int | None) -> Any:

@@ -11,12 +11,13 @@ import csv
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
 
-from turncredit.agents.base import Sampling
+from turncredit.agents.base import Agent, Sampling
+from turncredit.agents.chat import ChatFormat
 from turncredit.config import Config, EnvConfig
 from turncredit.episode import Group
 from turncredit.errors import UserError
@@ -30,8 +31,21 @@ from turncredit.evaluate.suites import Suite
 from turncredit.rollout import Budget, Rollout
 from turncredit.store import RunFolder, write_whole
 
-if TYPE_CHECKING:
-    from turncredit.trainer.policy import Policy
+
+class Evaluated(Protocol):
+    """A policy, or what can stand in its place."""
+
+    chat: ChatFormat
+
+    @property
+    def tool_calls(self) -> str:
+        """The format in which it writes tool calls."""
+
+    def agent(self, sampling: Sampling) -> Agent:
+        """An agent that samples from it."""
+
+    def digest(self) -> str:
+        """Changes with its weights: a folder whose weights were trained on is not gone on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +85,7 @@ class Evaluation:
     """
 
     wanted: Wanted
-    models: Mapping[str, tuple[Policy, Config]]
+    models: Mapping[str, tuple[Evaluated, Config]]
     names: Mapping[str, str]
     out: Path | None = None
     scores: list[Score] = field(default_factory=list)
@@ -122,9 +136,9 @@ class Evaluation:
         r = self.models["policy"][1].rollout  # the same bounds for both that are compared
         budget = Budget(r.turn_tokens, r.episode_tokens, r.context_tokens, r.step_timeout_s)
         if name not in self.models:
-            return bound_rollout(name, policy.chat, budget, policy.config.tool_calls)
+            return bound_rollout(name, policy.chat, budget, policy.tool_calls)
         sampling = Sampling(self.wanted.temperature, self.wanted.top_p)
-        return Rollout(policy.agent(sampling), policy.chat, budget, policy.config.tool_calls)
+        return Rollout(policy.agent(sampling), policy.chat, budget, policy.tool_calls)
 
     def _trained_on(self) -> list[EnvConfig]:
         """The training environments of a run folder; a plain model's are not known."""
@@ -143,7 +157,7 @@ class Evaluation:
         w = self.wanted
         return {"suite": w.suite.model_dump(mode="json"), "seed": w.seed, "temperature": w.temperature,
                 "top_p": w.top_p, "models": dict(self.names),
-                "weights": {label: _weights(policy) for label, (policy, _) in self.models.items()}}
+                "weights": {label: policy.digest() for label, (policy, _) in self.models.items()}}
 
     def _write(self, folder: Path) -> None:
         import json
@@ -176,16 +190,3 @@ def _same_or_new(folder: Path, settings: dict[str, Any]) -> None:
     if changed:
         raise UserError(f"--out {str(folder)!r} holds another evaluation; these differ: {', '.join(changed)}; name "
                         "another folder")
-
-
-def _weights(policy: Policy) -> str:
-    """A digest of the parameters: a folder whose weights were trained on is not gone on with."""
-    import hashlib
-
-    import torch
-
-    digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in sorted(policy.model.named_parameters()):
-        flat = parameter.detach().flatten()[:4096].to("cpu", torch.float32)
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + flat.numpy().tobytes())
-    return digest.hexdigest()

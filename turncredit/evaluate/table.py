@@ -65,9 +65,8 @@ def _means(evaluation: Evaluation) -> Table:
 
 def _comparisons(evaluation: Evaluation) -> Table:
     names = evaluation.names
-    table = Table(title=f"{names['policy']} against {names['against']}, task by task", title_justify="left")
-    for name in ("environment", "split", "tasks", "difference", "95 %", "win", "tie", "loss"):
-        table.add_column(name, justify="left" if name in ("environment", "split") else "right")
+    table = _by_environment(f"{names['policy']} against {names['against']}, task by task",
+                            "tasks", "difference", "95 %", "win", "tie", "loss")
     for c in evaluation.comparisons:
         difference = "-" if c.difference is None else f"{c.difference:+.3f}"
         table.add_row(c.env, c.split, str(c.tasks), difference, _interval(c.interval, "+.2f"), str(c.win), str(c.tie),
@@ -76,11 +75,19 @@ def _comparisons(evaluation: Evaluation) -> Table:
 
 
 def _leaks(evaluation: Evaluation) -> Table:
-    table = Table(title="tasks that stand in the training tasks, of a sample", title_justify="left")
-    for name in ("environment", "split", "tasks", "exact", "normalised", "half of the 8-grams"):
-        table.add_column(name, justify="left" if name in ("environment", "split") else "right")
+    table = _by_environment("tasks that stand in the training tasks, of a sample",
+                            "tasks", "exact", "normalised", "half of the 8-grams")
     for leak in evaluation.leaks:
         table.add_row(leak.env, leak.split, *map(str, (leak.tasks, leak.exact, leak.normalised, leak.ngrams)))
+    return table
+
+
+def _by_environment(title: str, *figures: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0))
+    table.add_column("environment", overflow="fold")  # an identifier that is cut says nothing
+    table.add_column("split")
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=name == "95 %")
     return table
 
 

@@ -6,7 +6,7 @@ next-token distribution differs from the student's, the student's choice mattere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,17 +68,24 @@ def _quantile(values: Tensor, quantile: float) -> float:
 class Route:
     """How a group earns credit."""
 
-    kind: str  # "partial-solve", "solve-none" or "fallback"
-    references: list[int] | None  # [G]: whose trajectory the teacher sees for each response; None for a fallback
+    kind: str  # "partial-solve", "solve-none", "single-solve", "all-solve" or "fallback"
+    references: list[int | None] | None  # [G]: whose trajectory the teacher sees; None for a response without, or all
     advantages: NDArray[np.float64]  # [G]: GRPO's
 
 
-def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int, coupled: bool = True) -> Route:
+ROUTES = ("partial", "none", "single", "all")
+PAPERS_ROUTES = ("partial", "none")
+
+
+def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int, coupled: bool = True,
+                routes: Collection[str] = PAPERS_ROUTES) -> Route:
     """Decide by the number of correct responses n_c what the teacher is conditioned on.
 
-    2 <= n_c < G: for each response another correct one, uniformly, never itself ("partial-solve").
-    n_c = 0: one response, drawn for the whole group, stands at every place ("solve-none").
-    n_c = 1 or n_c = G: none ("fallback").
+    2 <= n_c < G, "partial": for each response another correct one, uniformly, never itself ("partial-solve").
+    n_c = 0, "none": one response, drawn for the whole group, stands at every place ("solve-none").
+    n_c = 1, "single": the correct one, for every response but itself ("single-solve").
+    n_c = G, "all": for each response another one, uniformly ("all-solve").
+    Otherwise, or where `routes` leaves it out: none ("fallback"), as the paper has it for n_c = 1 and n_c = G.
 
     Args:
         rewards: [G], in [0, 1].
@@ -87,18 +94,25 @@ def route_group(rewards: ArrayLike, verified: ArrayLike, seed: int, coupled: boo
         coupled: two different correct responses a and b are drawn for the group; a stands at every place but its own,
             where b does. Each place on its own is still uniform over the other correct responses, and the teacher
             reads two contexts instead of up to G (docs/decisions/coupled-references.md). False: each place draws anew.
+        routes: of "partial", "none", "single" and "all", those that have a teacher.
     """
     correct = np.flatnonzero(np.asarray(verified, dtype=bool))
     size = len(np.asarray(rewards))
     advantages = grpo_advantages(rewards)
     rng = np.random.default_rng(seed)
-    if len(correct) == 0 and size > 0:
-        return Route("solve-none", [int(rng.integers(size))] * size, advantages)
-    if 2 <= len(correct) < size:
+    if len(correct) == 0:
+        if size and "none" in routes:
+            return Route("solve-none", [int(rng.integers(size))] * size, advantages)
+    elif len(correct) == 1:
+        if size > 1 and "single" in routes:
+            only = int(correct[0])
+            return Route("single-solve", [None if i == only else only for i in range(size)], advantages)
+    elif ("partial" if len(correct) < size else "all") in routes:
+        kind = "partial-solve" if len(correct) < size else "all-solve"
         if coupled:
             a, b = (int(i) for i in rng.choice(correct, size=2, replace=False))
-            return Route("partial-solve", [b if i == a else a for i in range(size)], advantages)
-        return Route("partial-solve", [int(rng.choice(correct[correct != i])) for i in range(size)], advantages)
+            return Route(kind, [b if i == a else a for i in range(size)], advantages)
+        return Route(kind, [int(rng.choice(correct[correct != i])) for i in range(size)], advantages)
     return Route("fallback", None, advantages)
 
 

@@ -24,6 +24,7 @@ class CreditedEpisode:
     teacher_prompt: Segment | None = None
     reference: str | None = None  # the id of the episode that its teacher has seen
     token_advantages: NDArray[np.float64] | None = None  # [generated], where they differ within the episode
+    weights: NDArray[np.float32] | None = None  # [generated], where they are fixed before the first update
     distilled: bool = False  # it learns from its teacher's distribution, whatever its advantage
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from turncredit.agents.chat import ChatFormat
-from turncredit.episode import Episode, Segment
+from turncredit.episode import Episode, Segment, Turn
 
 GUIDE = "Here is how this task was worked on before. Learn from it, then act by yourself."
 CUT = "\n[…]\n"
@@ -22,8 +23,13 @@ class TeacherContext:
 
 def reference_text(episode: Episode) -> str:
     """A trajectory as text: the agent's turns and what the environment answered."""
+    return turns_text(episode.turns)
+
+
+def turns_text(turns: Sequence[Turn]) -> str:
+    """Turns as text, a line for each side of one."""
     lines: list[str] = []
-    for turn in episode.turns:
+    for turn in turns:
         lines.append(f"Agent: {turn.action}")
         if turn.observation:
             lines.append(f"{SPEAKER[turn.role]}: {turn.observation}")
@@ -53,13 +59,19 @@ def teacher_context(chat: ChatFormat, episode: Episode, reference: Episode, guid
     if shortened:
         if budget < 16:
             return None
-        half = (budget - len(chat.plain(CUT))) // 2
-        # Half a character at a seam would come back as replacement marks, which are more tokens than it was.
-        text = chat.text(ids[:half]).rstrip("\ufffd") + CUT + chat.text(ids[-half:]).lstrip("\ufffd")
+        text = cut_in_the_middle(ids, budget, chat.plain, chat.text)
     prompt = _prompt(chat, episode, guide, text)
     if len(prompt) + response > max_context:  # a tokenizer may need more tokens for parts than for the whole
         return None
     return TeacherContext(Segment.text(prompt, "prompt"), shortened)
+
+
+def cut_in_the_middle(ids: Sequence[int], budget: int, encode: Callable[[str], Sequence[int]],
+                      decode: Callable[[Sequence[int]], str]) -> str:
+    """The two ends of a text that has more tokens than `budget`, with a mark between them."""
+    half = max(1, (budget - len(encode(CUT))) // 2)
+    # Half a character at a seam would come back as replacement marks, which are more tokens than it was.
+    return decode(ids[:half]).rstrip("\ufffd") + CUT + decode(ids[-half:]).lstrip("\ufffd")
 
 
 def conditioned_system(system: str, guide: str, reference: str) -> str:

@@ -24,6 +24,7 @@ class Case(NamedTuple):
     expert: float | None = 1.0
     episodes: int = 12
     slow: bool = False
+    drawn: int = 60  # tasks of each split that are compared
     prompts_differ: bool = True  # False where tasks that differ may begin alike: their ids are compared then
 
 
@@ -43,6 +44,7 @@ CASES = [
          prompts_differ=False),
     Case("TextArena", "textarena", "textarena", {"game": "Sudoku-v0-easy", "ood": "Sudoku-v0"}, episodes=4),
     Case("AgentDojo", "agentdojo", "agentdojo"),
+    Case("TextWorld", "textworld", "textworld", episodes=3, slow=True, drawn=12),
     Case("Tau2", "tau2", "tau2", {"domain": "telecom", "ood_domain": "retail"}, episodes=3, slow=True,
          prompts_differ=False),
     Case("ScienceWorld", "scienceworld", "scienceworld",
@@ -94,6 +96,17 @@ def test_the_scripted_solution_is_rewarded(case: Case, split: str) -> None:
     env.close()
 
 
+CALLS = [case for case in CASES if case.id in ("BFCL", "AgentDojo", "Tau2")]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS[case.slow]) for case in CALLS],
+                         ids=[case.id for case in CALLS])
+def test_the_scripted_solution_is_rewarded_where_calls_are_plain_words(case: Case) -> None:
+    env = make(case, tool_format="plain")
+    assert [play(env, seed)[0] for seed in range(case.episodes)] == [1.0] * case.episodes
+    env.close()
+
+
 @each
 def test_a_constant_is_not_rewarded(case: Case) -> None:
     env = make(case)
@@ -139,12 +152,12 @@ def test_splits_share_no_task(case: Case) -> None:
     drawn: dict[str, set[str]] = {}
     for split in SPLITS:
         env = make(case, split=split)
-        prompts = [(env.reset(seed=seed)[0], env.task.id.removeprefix(split)) for seed in range(60)]
+        prompts = [(env.reset(seed=seed)[0], env.task.id.removeprefix(split)) for seed in range(case.drawn)]
         drawn[split] = {prompt if case.prompts_differ else id for prompt, id in prompts}
         env.close()
     assert not drawn["train"] & drawn["test"]
     assert not drawn["train"] & drawn["ood"]
-    assert len(drawn["train"]) > 10
+    assert len(drawn["train"]) >= min(case.drawn, 11)
 
 
 @each

@@ -8,6 +8,8 @@
     2 <= n_c < G           another correct response, for each o_i       GRPO's             f(D)
     n_c = 0                one response o_r, for the whole group        alpha * A_div      f(D)
     n_c = 1 or n_c = G     none                                         GRPO's             1
+
+Every ablation of the paper is a setting; DAPO's clip and normalisation and GSPO's ratios are too.
 """
 
 from __future__ import annotations
@@ -23,24 +25,28 @@ from torch import Tensor
 from turncredit.trainer.algorithms.base import Algorithm, GroupCredit, register_algorithm
 from turncredit.trainer.credit import diversity_advantage, kl_weight, route_group
 
+Route = Literal["partial", "none", "single", "all"]  # 2 <= n_c < G, n_c = 0, n_c = 1, n_c = G
+
 
 @register_algorithm("sc-grpo")
 class SCGRPO(Algorithm):
     """Credit where a look at another solution changes the next token."""
 
-    quantile: float = Field(0.75, ge=0, le=1)
+    quantile: float | None = Field(0.75, ge=0, le=1)  # None: c is the floor
     floor: float = Field(1e-4, gt=0)  # c_min
     alpha: float = Field(0.1, ge=0)  # the scale of the diversity advantage
+    routes: tuple[Route, ...] = ("partial", "none")  # those that have a teacher
     references: Literal["coupled", "independent"] = "coupled"  # the same marginals; independent is the paper's letter
+    weights_from: Literal["current", "sampling"] = "current"  # whose KL: the weights as they stand, or as they sampled
 
     def score_group(self, rewards: Sequence[float], verified: Sequence[bool], lengths: Sequence[int],
                     seed: int) -> GroupCredit:
-        route = route_group(rewards, verified, seed, self.references == "coupled")
-        if route.kind == "fallback" or route.references is None:
+        route = route_group(rewards, verified, seed, self.references == "coupled", self.routes)
+        if route.references is None:
             return GroupCredit(route.kind, route.advantages, [None] * len(rewards))
-        if route.kind == "partial-solve":
-            return GroupCredit(route.kind, route.advantages, route.references)
         chosen = route.references[0]
+        if route.kind != "solve-none" or chosen is None:
+            return GroupCredit(route.kind, route.advantages, route.references)
 
         def from_weights(weights: list[NDArray[np.float32] | None]) -> NDArray[np.float64]:
             # A response whose reference did not fit has no f to be scored by: it earns nothing, and is in no mean.
@@ -56,3 +62,8 @@ class SCGRPO(Algorithm):
 
     def weigh_tokens(self, kl: Tensor, active: Tensor) -> Tensor:
         return kl_weight(kl, active, self.quantile, self.floor)
+
+    @property
+    def fixes_weights(self) -> bool:
+        """Whether weights are worked out once, before the first update on a batch."""
+        return self.weights_from == "sampling"

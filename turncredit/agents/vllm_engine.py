@@ -1,0 +1,147 @@
+"""vLLM in this process: token ids in, the sampled ids and their logprobs out, its weights replaced where it stands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turncredit.agents.base import Request, Sample, Sampling
+from turncredit.errors import EngineError, MissingExtra, UserError
+
+
+class VllmEngine:
+    """Samples with vLLM's own continuous batching and prefix cache.
+
+    Args:
+        folder: a model as transformers saves it, its output head not tied to the embeddings: vLLM's CPU build (0.32)
+            leaves a tied head as it was when new weights come.
+        max_context: in tokens; by default the model's.
+        max_batch: sequences sampled side by side.
+        dtype: "float32", "bfloat16" or "auto".
+        cache_gb: memory for keys and values, where the engine runs on the CPU.
+        memory_share: of a GPU's memory, for weights, keys and values.
+        options: for vLLM's `LLM`, beyond these.
+    Raises:
+        MissingExtra: vllm is not installed.
+        UserError: vLLM cannot load the model.
+    """
+
+    def __init__(self, folder: str | Path, max_context: int | None = None, max_batch: int = 64, dtype: str = "auto",
+                 cache_gb: int = 1, memory_share: float = 0.4, **options: Any) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # else weights would have to be pickled
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cache_gb))
+        os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            import vllm
+        except ImportError:
+            raise MissingExtra("vllm", "vllm") from None
+        self._vllm = vllm
+        self.policy_version = 0
+        settings: dict[str, Any] = {
+            "dtype": dtype, "max_model_len": max_context, "max_num_seqs": max_batch, "skip_tokenizer_init": True,
+            "enable_prefix_caching": True, "gpu_memory_utilization": memory_share, "generation_config": "vllm",
+            "disable_log_stats": True, "logprobs_mode": "raw_logprobs", **self._for_this_device()}
+        try:
+            self._llm = vllm.LLM(model=str(folder), **{**settings, **options})
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"engine.name is 'vllm': it cannot load the model: {' '.join(str(error).split())[:300]}"
+                            ) from error
+        self._engine: Any = self._llm.llm_engine
+        self.max_context = int(self._engine.model_config.max_model_len)
+        self._added = 0
+
+    def _for_this_device(self) -> dict[str, Any]:
+        """On the CPU, compiling takes minutes, and version 0.32 dies of seeds where it reads a prompt in parts."""
+        import torch
+
+        return {} if torch.cuda.is_available() else {"enforce_eager": True, "enable_chunked_prefill": False}
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling,
+                 stop_ids: Sequence[int]) -> list[Sample | EngineError]:
+        """One sample a request."""
+        stream = self.stream(sampling, stop_ids)
+        numbers = stream.add(requests)
+        samples: dict[int, Sample | EngineError] = {}
+        while stream.unfinished:
+            samples.update(stream.step())
+        return [samples[number] for number in numbers]
+
+    def stream(self, sampling: Sampling, stop_ids: Sequence[int]) -> _Requests:
+        """Requests that join those that are being sampled at vLLM's next step."""
+        return _Requests(self, sampling, stop_ids)
+
+    def forget(self) -> None:
+        """Nobody waits for what is under way; what was read of finished episodes is dropped."""
+        waiting = list(self._engine.output_processor.request_states)
+        if waiting:
+            self._engine.abort_request(waiting, internal=True)
+        self._llm.reset_prefix_cache()
+
+    def load(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Take over new weights, by the names that they have in the model's folder, and forget what others read."""
+        self.forget()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        self._llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Free its memory."""
+        self._engine.engine_core.shutdown()
+
+
+class _Requests:
+    """A stream of requests, which vLLM samples side by side."""
+
+    def __init__(self, engine: VllmEngine, sampling: Sampling, stop_ids: Sequence[int]) -> None:
+        self._owner, self._engine, self._stop_ids = engine, engine._engine, list(stop_ids)
+        self._sampling = sampling
+        self._under_way: dict[str, int] = {}
+        self._refused: list[tuple[int, EngineError]] = []
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._under_way) + len(self._refused)
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        numbers = []
+        for request in requests:
+            number = self._owner._added
+            self._owner._added += 1
+            numbers.append(number)
+            try:
+                self._engine.add_request(str(number), {"prompt_token_ids": list(map(int, request.context))},
+                                         self._parameters(request))
+                self._under_way[str(number)] = number
+            except Exception as error:  # a prompt that is too long, say: it is that episode's alone
+                self._refused.append((number, EngineError(str(error))))
+        return numbers
+
+    def step(self) -> list[tuple[int, Sample | EngineError]]:
+        ended: list[tuple[int, Sample | EngineError]] = [*self._refused]
+        self._refused = []
+        if not self._under_way:
+            return ended
+        for output in self._engine.step():
+            if output.finished and output.request_id in self._under_way:
+                ended.append((self._under_way.pop(output.request_id), self._sample_of(output.outputs[0])))
+        return ended
+
+    def _parameters(self, request: Request) -> Any:
+        return self._owner._vllm.SamplingParams(
+            temperature=self._sampling.temperature, top_p=self._sampling.top_p, max_tokens=request.max_new_tokens,
+            seed=request.seed % (1 << 31), stop_token_ids=self._stop_ids, ignore_eos=True, logprobs=0,
+            detokenize=False, output_kind=self._owner._vllm.sampling_params.RequestOutputKind.FINAL_ONLY)
+
+    def _sample_of(self, output: Any) -> Sample | EngineError:
+        ids = list(output.token_ids)
+        logprobs = np.array([found[token].logprob for token, found in zip(ids, output.logprobs or ())], np.float32)
+        if not ids or len(logprobs) != len(ids) or not np.isfinite(logprobs).all():
+            return EngineError(f"vLLM gave {len(ids)} tokens with {len(logprobs)} logprobs, or some that are no number "
+                               f"({output.finish_reason})")
+        plain = self._sampling.temperature == 1 and self._sampling.top_p == 1
+        other = logprobs if plain else np.full(len(ids), np.nan, np.float32)  # vLLM tells one of the two
+        return Sample(ids, logprobs, other, ended=ids[-1] in self._stop_ids)
