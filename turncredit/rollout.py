@@ -104,7 +104,7 @@ class Rollout:
         async def one_group(number: int, task: TaskRef, seats: Sequence[tuple[Actor, Any]]) -> Group:
             episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
                         for sample, (actor, env) in enumerate(seats)]
-            group = Group(list(await asyncio.gather(*episodes)))
+            group = Group(list(await asyncio.gather(*episodes)), task)
             _refuse_different_starts(group)
             for sample, episode in enumerate(group.episodes):
                 episode.step, episode.group, episode.sample = step, number, sample
@@ -181,6 +181,7 @@ class _OneEpisode:
         finally:
             self.actor.end()
         if usable:
+            episode.timings["verifier"] = float(getattr(self.env.unwrapped, "verifier_s", 0.0))
             self.rollout._give_back(self.task, self.env)
         elif not isinstance(self.env, Exception):
             _close_in_background(self.env)
