@@ -26,7 +26,8 @@ def url() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("openenv_server.py")), str(port)], stderr=subprocess.DEVNULL)
+    server = str(Path(__file__).with_name("openenv_server.py"))
+    process = subprocess.Popen([sys.executable, server, str(port)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 90
     while time.monotonic() < until and process.poll() is None:
         with socket.socket() as probe:

@@ -73,7 +73,8 @@ class OpenEnv(TextEnv):
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """A seed; what the server shows first is the prompt."""
-        seed = draw_from_split(self.split, lambda: int(rng.integers(2**31)), str)
+        half = "test" if self.split == "ood" else self.split  # what is out of distribution, the server's URL says
+        seed = draw_from_split(half, lambda: int(rng.integers(2**31)), str)
         if not self._connected:
             self._client.connect()
             self._connected = True
