@@ -112,6 +112,31 @@ class RolloutConfig(Strict):
         return self
 
 
+class EngineConfig(Strict):
+    """What samples the episodes of training. `engine: vllm` is short for {name: vllm}."""
+
+    name: Literal["transformers", "vllm", "vllm-server"] = Field(
+        "transformers", description="transformers is the trainer's own model; vllm runs in this process")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: as the trainer computes")
+    servers: list[str] = Field(default_factory=list, description="running vLLM servers' URLs; empty: one is started")
+    python: str | None = Field(None, description="an interpreter that has vllm, to start a server with; null: this one")
+    cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
+    memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
+    accepted_difference: float | None = Field(
+        None, gt=0, description="from the trainer's logprobs, in nats, mean; null: 0.001 in float32, 0.1 in bfloat16")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> EngineConfig:
+        if self.name != "vllm-server" and (self.servers or self.python):
+            raise ValueError(f"engine.name is {self.name!r}: engine.servers and engine.python are for 'vllm-server'")
+        return self
+
+
 class TeacherConfig(Strict):
     """The self-conditioned teacher's prompt."""
 
@@ -183,6 +208,7 @@ class Config(Strict):
     envs: list[EnvConfig] = Field(min_length=1)
     algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "sc-grpo"})
     rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
     teacher: TeacherConfig = TeacherConfig()
     trainer: TrainerConfig = TrainerConfig()
     warmstart: WarmstartConfig | None = None

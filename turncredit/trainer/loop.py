@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from turncredit.agents.base import Sampling
+from turncredit.agents.base import Engine, Sampling
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
 from turncredit.episode import Group, StopReason
 from turncredit.errors import UserError
@@ -26,6 +27,7 @@ from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.credited import Credit
+from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
@@ -79,9 +81,21 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         run.forget_from(first)
     world.wait()
 
-    agent = policy.agent(None, config.rollout.max_batch, config.rollout.schedule, config.rollout.engine_timeout_s)
-    agent.engine.policy_version = first
-    rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
+    with closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
+        _train(config, run, watcher, learner, engine, first, world)
+    if world.first:
+        write_whole(run.path / "policy", policy.export)
+    world.wait()
+    world.leave()
+    return run
+
+
+def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, engine: Sampler, first: int,
+           world: World) -> None:
+    """The steps from `first` on."""
+    policy = learner.policy
+    rollout = Rollout(agent_for(engine.engine, config, policy), policy.chat, budget_of(config.rollout),
+                      config.model.tool_calls)
     sampler = StepSampler(rollout, TaskSampler(config.envs, config.seed), config.rollout, config.seed, world)
     health = _Health(config)
     for step in range(first, config.trainer.steps):
@@ -92,32 +106,29 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         clock.lap("credit_s")
         record = TokenRecord(policy.tokenizer)
         update = learner.update(credit, step, record)
-        agent.engine.policy_version = step + 1
         clock.lap("update_s")
+        gap = engine.updated(step + 1)
+        clock.lap("weights_s")
         metrics = {"step": step, **episode_metrics(sampled.every), "refills": sampled.refills,
-                   "groups": len(sampled.every), "groups trained": len(sampled.trained), **credit.counts, **update}
+                   "groups": len(sampled.every), "groups trained": len(sampled.trained), **credit.counts, **update,
+                   **gap}
         if world.first:
-            _keep(config, run, step, learner, record, metrics, clock)
+            _keep(config, run, step, learner, record, metrics, clock, engine.engine)
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
     rollout.close()
-    if world.first:
-        write_whole(run.path / "policy", policy.export)
-    world.wait()
-    world.leave()
-    return run
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
-          clock: _Clock) -> None:
+          clock: _Clock, engine: Engine) -> None:
     """Evaluate where it is time, and put a step on the disk: its credit, its metrics, a checkpoint."""
     trainer, policy, done = config.trainer, learner.policy, step + 1
     if step % trainer.credit_every == 0 and record.episodes:
         record.write(run.credit / f"step-{step:06d}.parquet")
     metrics |= record.class_means()
     if config.evaluation.every and done % config.evaluation.every == 0:
-        metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy)]
+        metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy, engine)]
         keep_best(run, policy, metrics["evaluation"])
         clock.lap("evaluation_s")
     metrics |= clock.seconds
@@ -209,11 +220,11 @@ def budget_of(r: RolloutConfig) -> Budget:
     return Budget(r.turn_tokens, r.episode_tokens, r.context_tokens, r.step_timeout_s)
 
 
-def evaluate_policy(config: Config, policy: Policy) -> list[Score]:
-    """Evaluate on `evaluation.envs`, with tasks and draws that are the same at each call."""
+def evaluate_policy(config: Config, policy: Policy, engine: Engine | None = None) -> list[Score]:
+    """Evaluate on `evaluation.envs`, with tasks and draws that are the same at each call; by default embedded."""
     wanted = config.evaluation
-    agent = policy.agent(Sampling(wanted.temperature, wanted.top_p), config.rollout.max_batch,
-                         config.rollout.schedule, config.rollout.engine_timeout_s)
+    engine = engine or Embedded(policy, config.rollout.max_batch).engine
+    agent = agent_for(engine, config, policy, Sampling(wanted.temperature, wanted.top_p))
     rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
     scores = evaluate(rollout, wanted.envs, wanted.tasks, wanted.k, seed_of(config.seed, "evaluation"),
                       side_by_side=config.rollout.max_batch)
