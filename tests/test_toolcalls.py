@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from turncredit.errors import UserError
-from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, tool_format
+from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, tool_format, typed_call
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,12}", fullmatch=True)
 awkward = st.sampled_from(["", " ", '"', "\\", "\n", "</tool_call>", "<tool_call>", "@name a=1", 'a="b c"', "=", "null",
@@ -97,3 +97,15 @@ def test_a_format_describes_the_tools_to_the_agent(format_name: str, expected: s
 def test_an_unknown_format_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"tool_format 'jsn' is unknown; did you mean 'json'"):
         tool_format("jsn")
+
+
+def test_texts_become_what_the_schema_wants_and_stay_texts_where_it_wants_texts() -> None:
+    schema = {"type": "object", "properties": {
+        "n": {"type": "integer"}, "code": {"type": "string"}, "either": {"type": ["string", "integer"]},
+        "many": {"type": "array", "items": {"$ref": "#/$defs/one"}}, "flag": {"type": "boolean"}},
+        "$defs": {"one": {"type": "number"}}}
+    call = tool_format("plain").parse('@f n=3 code=007 either=4 many="[1, 2.5]" flag=true other=5')[0]
+    assert typed_call(call, schema).arguments == {"n": 3, "code": "007", "either": "4", "many": [1, 2.5], "flag": True,
+                                                  "other": "5"}
+    wrong = ToolCall("f", {"n": "3.5", "many": '["x"]', "flag": "yes"})
+    assert typed_call(wrong, schema).arguments == {"n": "3.5", "many": ["x"], "flag": "yes"}

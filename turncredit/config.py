@@ -164,6 +164,8 @@ class TrainerConfig(Strict):
         "truncate", description="how the ratio of trainer to sampler is bounded, with recomputed logprobs")
     importance_level: Literal["token", "sequence"] = "token"
     importance_cap: float = Field(2.0, gt=1)
+    sharding: Literal["none", "full"] = Field(
+        "none", description="full: torchrun's processes share weights and optimiser state (FSDP2) instead of copies")
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -240,6 +242,12 @@ class Config(Strict):
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
+        if self.trainer.sharding == "full" and self.model.lora is not None:
+            raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
+                             "trainer.sharding to 'none'")
+        if self.trainer.sharding == "full" and self.engine.name != "transformers":
+            raise ValueError(f"trainer.sharding is 'full' with engine.name {self.engine.name!r}: shares of weights are not "
+                             "sent to an engine; set engine.name to 'transformers' or trainer.sharding to 'none'")
         if not self.name or self.name != "/".join(part for part in Path(self.name).parts if part not in ("..", "/")):
             raise ValueError(f"name is {self.name!r}: it must be the name of a folder within {str(self.runs)!r}")
         return self

@@ -183,7 +183,7 @@ class Episode:
     group: int = 0  # index in its step
     step: int = 0
     policy_version: int = 0
-    timings: dict[str, float] = field(default_factory=dict)  # seconds: "sampling", "environment"
+    timings: dict[str, float] = field(default_factory=dict)  # seconds: "sampling", "environment", in it "verifier"
 
     @property
     def id(self) -> str:
@@ -240,6 +240,7 @@ class Group:
     """The episodes of one task, sampled by one policy: the unit over which advantages are taken."""
 
     episodes: list[Episode]
+    task: Any = None  # the `TaskRef` that they were sampled on, where that is known
 
     @property
     def judged(self) -> list[Episode]:

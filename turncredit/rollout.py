@@ -104,7 +104,7 @@ class Rollout:
         async def one_group(number: int, task: TaskRef, seats: Sequence[tuple[Actor, Any]]) -> Group:
             episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
                         for sample, (actor, env) in enumerate(seats)]
-            group = Group(list(await asyncio.gather(*episodes)))
+            group = Group(list(await asyncio.gather(*episodes)), task)
             _refuse_different_starts(group)
             for sample, episode in enumerate(group.episodes):
                 episode.step, episode.group, episode.sample = step, number, sample
@@ -181,6 +181,7 @@ class _OneEpisode:
         finally:
             self.actor.end()
         if usable:
+            episode.timings["verifier"] = float(getattr(self.env.unwrapped, "verifier_s", 0.0))
             self.rollout._give_back(self.task, self.env)
         elif not isinstance(self.env, Exception):
             _close_in_background(self.env)
@@ -252,7 +253,7 @@ class _OneEpisode:
         """What the episode is worth as it stands: by the environment's verdict, or else by what it earned."""
         judge = getattr(self.env.unwrapped, "verdict", None)
         if judge is None:
-            return _verdict_of_reward(self.reward)
+            return verdict_of_reward(self.reward)
         return _checked_verdict(await self._in_environment(judge))
 
     async def _sample(self, request: Request) -> tuple[Segment, str]:
@@ -305,7 +306,7 @@ def _close_in_background(env: Any) -> None:
     threading.Thread(target=close, daemon=True, name="environment close").start()
 
 
-def _verdict_of_reward(reward: float) -> Verdict:
+def verdict_of_reward(reward: float) -> Verdict:
     """For environments of others, which give rewards and no verdicts."""
     if not math.isfinite(reward) or not 0 <= reward <= 1:
         return Verdict.unknown(f"the episode's reward is {reward!r}: it must lie in [0, 1]")

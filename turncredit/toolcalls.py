@@ -45,6 +45,7 @@ class ToolFormat(Protocol):
     """A way to write tool calls as text."""
 
     name: str
+    typed: bool  # whether values come with their types; else all are texts, see `typed_call`
 
     def describe(self, tools: Sequence[ToolSpec]) -> str:
         """What to tell the agent, in its system prompt."""
@@ -64,6 +65,7 @@ class JsonBlocks:
     """JSON between tags, as Qwen and Hermes models write it: <tool_call>{"name": …, "arguments": {…}}</tool_call>."""
 
     name = "json"
+    typed = True
     _block = re.compile(r"<tool_call>(.*?)(</tool_call>|$)", re.DOTALL)
 
     def describe(self, tools: Sequence[ToolSpec]) -> str:
@@ -118,6 +120,7 @@ class PlainLine:
     """A line for tiny models: @name key=value key="value with spaces". One call a turn, its values typed later."""
 
     name = "plain"
+    typed = False
     _value = r'"(?:[^"\\]|\\.)*"|[^\s"]\S*'
     _argument = re.compile(rf"\s+(\w+)=({_value})", re.DOTALL)
     _call = re.compile(rf"@(\w+)((?:\s+\w+=(?:{_value}))*)\s*", re.DOTALL)
@@ -163,6 +166,28 @@ def _quoted(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     plain = bool(text) and not text.startswith('"') and not re.search(r"\s", text)
     return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def typed_call(call: ToolCall, parameters: Mapping[str, Any]) -> ToolCall:
+    """The call with texts read as JSON, where the tool's schema wants no text and JSON is what it wants."""
+    import jsonschema
+
+    schema = jsonschema.Draft202012Validator(dict(parameters))
+
+    def wrong_in_kind(arguments: Mapping[str, Any]) -> set[str]:
+        return {str(error.absolute_path[0]) for error in schema.iter_errors(arguments) if len(error.absolute_path) == 1}
+
+    arguments = dict(call.arguments)
+    for name in wrong_in_kind(arguments):
+        if not isinstance(arguments[name], str):
+            continue
+        try:
+            read = json.loads(arguments[name])
+        except (ValueError, RecursionError):
+            continue
+        if name not in wrong_in_kind({**arguments, name: read}):
+            arguments[name] = read
+    return ToolCall(call.name, arguments)
 
 
 _FORMATS: dict[str, ToolFormat] = {f.name: f for f in (JsonBlocks(), PlainLine(), NativeCalls())}

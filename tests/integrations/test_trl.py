@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from datasets import Dataset
 from trl import GRPOConfig
 from trl.chat_template_utils import qwen3_instruct_2507_chat_template
 
-from turncredit.integrations.trl import SCGRPOTrainer
+from turncredit.integrations.environment import Environment
+from turncredit.integrations.trl import SCGRPOTrainer, environment_dataset, environment_factory, verdict_reward
 
+CALCULATOR = "turncredit/Calculator-v0"
 G = 4
 PROMPTS = [[{"role": "system", "content": "Answer."}, {"role": "user", "content": f"What is {n} + 2?"}] for n in (1, 2)]
 
@@ -63,33 +66,8 @@ def sampled_batch(trainer: SCGRPOTrainer) -> dict[str, torch.Tensor]:
     return trainer._generate_and_score_completions([{"prompt": prompt} for prompt in PROMPTS for _ in range(G)])
 
 
-def same_episodes(policy: Policy, batch: dict[str, torch.Tensor]) -> list[CreditedEpisode]:
-    """TRL's batch as our episodes with their credit."""
-    credited = []
-    for i in range(len(batch["advantages"])):
-        ids = batch["completion_ids"][i][batch["completion_mask"][i].bool()].numpy()
-        prompt = Segment.text(batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].numpy(), "prompt")
-        with torch.no_grad():
-            scores = policy.scores(make_batch([[prompt, Segment.sampled(ids, np.zeros(len(ids)))]]))
-        episode = Episode("trl", str(i), "train", 0, "", "", [prompt, Segment.sampled(ids, scores.logprobs.numpy())],
-                          group=i // G, sample=i % G)
-        teacher = batch["teacher_prompt_ids"][i][batch["teacher_prompt_mask"][i].bool()].numpy()
-        credited.append(CreditedEpisode(episode, "", float(batch["advantages"][i]), Segment.text(teacher, "prompt")
-                                        if bool(batch["has_teacher"][i]) else None))
-    return credited
-
-
-def gradient(model: Any) -> torch.Tensor:
-    found = torch.cat([p.grad.flatten() for p in model.parameters()])
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-@pytest.mark.parametrize("rewards", [[1, 0, 1, 0] * 2, [1, 0, 1, 0, 1, 0, 0, 0], [1, 0, 1, 1, 0.2, 0.1, 0.3, 0]],
-                         ids=["partly solved", "one group falls back", "one group unsolved"])
-def test_its_loss_and_gradient_are_those_of_our_own_trainer(tmp_path: Path, rewards: list[float]) -> None:
-    trainer = make_trainer(tmp_path, rewards)
-    batch = sampled_batch(trainer)
+def compare_with_ours(trainer: SCGRPOTrainer, batch: dict[str, torch.Tensor]) -> None:
+    """Loss and gradient of the same batch, by TRL's trainer with our credit and by our own."""
     loss = trainer._compute_loss(trainer.model, batch)
     loss.backward()
     theirs = gradient(trainer.model)
@@ -102,8 +80,48 @@ def test_its_loss_and_gradient_are_those_of_our_own_trainer(tmp_path: Path, rewa
     metrics = learner.update(Credit(same_episodes(policy, batch)), 0)
     ours = gradient(policy.model)
 
-    assert metrics["loss"] == pytest.approx(float(loss), abs=1e-5) and abs(float(loss)) > 1e-3
+    assert metrics["loss"] == pytest.approx(float(loss.detach()), abs=1e-5) and abs(float(loss.detach())) > 1e-3
     assert float((theirs - ours).norm() / ours.norm()) < 1e-5
+
+
+def same_episodes(policy: Policy, batch: dict[str, torch.Tensor]) -> list[CreditedEpisode]:
+    """TRL's batch as our episodes with their credit."""
+    credited = []
+    for i in range(len(batch["advantages"])):
+        prompt = Segment.text(batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].numpy(), "prompt")
+        response = segments(batch, i)
+        with torch.no_grad():
+            logprobs = policy.scores(make_batch([[prompt, *response]])).logprobs.numpy()
+        ends = np.cumsum([len(one.token_ids) for one in response if one.generated])
+        pieces = iter(np.split(logprobs, ends[:-1]))
+        scored = [Segment.sampled(one.token_ids, next(pieces)) if one.generated else one for one in response]
+        episode = Episode("trl", str(i), "train", 0, "", "", [prompt, *scored], group=i // G, sample=i % G)
+        teacher = batch["teacher_prompt_ids"][i][batch["teacher_prompt_mask"][i].bool()].numpy()
+        credited.append(CreditedEpisode(episode, "", float(batch["advantages"][i]), Segment.text(teacher, "prompt")
+                                        if bool(batch["has_teacher"][i]) else None))
+    return credited
+
+
+def segments(batch: dict[str, torch.Tensor], i: int) -> list[Segment]:
+    """A completion, cut where its author changes."""
+    kept = batch["completion_mask"][i].bool()
+    ids, own = batch["completion_ids"][i][kept].numpy(), batch.get("tool_mask", batch["completion_mask"])[i][kept]
+    runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(own.numpy())) + 1)
+    return [Segment.sampled(ids[run], np.zeros(len(run))) if own[run[0]] else Segment.text(ids[run], "tool")
+            for run in runs]
+
+
+def gradient(model: Any) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("rewards", [[1, 0, 1, 0] * 2, [1, 0, 1, 0, 1, 0, 0, 0], [1, 0, 1, 1, 0.2, 0.1, 0.3, 0]],
+                         ids=["partly solved", "one group falls back", "one group unsolved"])
+def test_its_loss_and_gradient_are_those_of_our_own_trainer(tmp_path: Path, rewards: list[float]) -> None:
+    trainer = make_trainer(tmp_path, rewards)
+    compare_with_ours(trainer, sampled_batch(trainer))
 
 
 def test_its_weights_change_the_gradient(tmp_path: Path) -> None:
@@ -168,3 +186,99 @@ def test_it_trains_with_each_loss_of_trl(tmp_path: Path, settings: dict[str, Any
     logged = Counter(dict(trainer.state.log_history[0]))
     assert logged["credit/partial-solve"] == 1.0 and 0 < logged["credit/weight"] < 1
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters()))
+
+
+def solved(environment: Environment, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of an episode that calls what the environment's own expert calls."""
+    observation = environment.reset(**row)
+    messages = [*row["prompt"][:-1], {"role": "user", "content": observation}]
+    expert = environment._env.unwrapped
+    while True:
+        action = expert.expert_action()
+        calls = expert.tool_format.parse(action)
+        if not calls:
+            return [*messages, {"role": "assistant", "content": action}]
+        called = {"name": calls[0].name, "arguments": dict(calls[0].arguments)}
+        messages.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": called}]})
+        messages.append({"role": "tool", "name": called["name"],
+                         "content": getattr(environment, called["name"])(**called["arguments"])})
+
+
+def learn(rows: list[dict[str, Any]], factory: type[Environment]) -> tuple[Any, Any]:
+    """A tiny policy that has learnt these episodes by heart."""
+    environment = factory()
+    episodes = [solved(environment, row) for row in rows]
+    tools = [environment.calculate]
+    teller = learn_tokenizer(["a"], 300)
+    teller.chat_template = qwen3_instruct_2507_chat_template
+    texts = [teller.apply_chat_template(messages, tools=tools, tokenize=False) for messages in episodes]
+    # No token may lie across the place from which the policy writes.
+    pieces = [re.split(r"(?<=<\|im_start\|>assistant\n)", text) for text in texts]
+    tokenizer = learn_tokenizer([part for one in pieces for piece in one for part in piece.split("<|im_end|>")], 420)
+    tokenizer.chat_template = qwen3_instruct_2507_chat_template
+    model = make_tiny_model(TinyModel(width=64, layers=2, heads=4, context=1024), tokenizer, 0)
+    ids = [torch.tensor([i for piece in one for i in tokenizer(piece)["input_ids"]]) for one in pieces]
+    labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100)
+    batch = {"input_ids": labels.clamp_min(0), "attention_mask": (labels >= 0).long()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(80):
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(loss.detach()) < 0.02, "the policy has not learnt its episodes by heart"
+    return tokenizer, model
+
+
+def calculator_trainer(folder: Path, temperature: float) -> tuple[SCGRPOTrainer, list[float | None]]:
+    """A trainer on two tasks of the calculator that its policy knows, and the rewards that the environments give."""
+    torch.manual_seed(0)
+    factory = environment_factory(CALCULATOR)
+    rows = environment_dataset(CALCULATOR, tasks=2)
+    tokenizer, model = learn(list(rows), factory)
+    arguments = GRPOConfig(output_dir=str(folder), use_cpu=True, bf16=False, beta=0.0, num_generations=4,
+                           per_device_train_batch_size=8, max_completion_length=160, temperature=temperature,
+                           max_steps=1, logging_steps=1, save_strategy="no", gradient_checkpointing=False, report_to=[],
+                           learning_rate=1e-4, disable_tqdm=True, loss_type="grpo")
+    half = [1.0, 0.0, 1.0, 0.0] * 2  # all of them solve it: half are told that they did not, so that there is a teacher
+    rewards: list[float | None] = []
+
+    def told(completions: Any, environments: Any, **row: Any) -> list[float]:
+        rewards.extend(verdict_reward(completions, environments, **row))
+        return half
+
+    trainer = SCGRPOTrainer(model=model, processing_class=tokenizer, args=arguments, reward_funcs=told,
+                            train_dataset=rows, environment_factory=factory)
+    return trainer, rewards
+
+
+def test_a_policy_trains_on_the_calculator_in_trls_loop(tmp_path: Path) -> None:
+    trainer, rewards = calculator_trainer(tmp_path, 0.2)
+    tokenizer = trainer.processing_class
+    batches: list[dict[str, torch.Tensor]] = []
+    sampled = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(sampled(inputs)) or batches[-1]
+    trainer.train()
+
+    logged = trainer.state.log_history[0]
+    assert rewards == [1.0] * 8, "the environments judged what the policy did"
+    assert logged["tools/call_frequency"] >= 1 and logged["tools/failure_frequency"] == 0
+    assert logged["credit/partial-solve"] == 1.0 and 0 < logged["credit/weight"] < 1
+    batch = batches[0]
+    foreign = batch["completion_mask"].bool() & ~batch["tool_mask"].bool()
+    for i, ids in enumerate(batch["completion_ids"]):
+        assert "tool_response" in tokenizer.decode(ids[foreign[i]])
+        assert "tool_response" not in tokenizer.decode(ids[batch["tool_mask"][i].bool() & ~foreign[i]])
+        read = tokenizer.decode(batch["teacher_prompt_ids"][i])
+        assert "Agent: <tool_call>" in read and "Tool: " in read
+
+
+def test_its_loss_over_several_turns_is_that_of_our_own_trainer(tmp_path: Path) -> None:
+    """Tools' answers stand within the completions: no token of theirs has a weight, an advantage or a share."""
+    trainer, _ = calculator_trainer(tmp_path, 1.0)  # our logprobs are at temperature 1
+    rows = [row for row in trainer.train_dataset for _ in range(G)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._generate_and_score_completions(rows)
+    assert (batch["tool_mask"] == 0).any()
+    compare_with_ours(trainer, batch)

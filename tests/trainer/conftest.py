@@ -115,7 +115,7 @@ def judged_as():
         judged = [copy.copy(e) for e in group.episodes]
         for episode, sign in zip(judged, signs):
             episode.verdict = verdicts[sign]
-        return Group(judged)
+        return Group(judged, group.task)
 
     return judge
 

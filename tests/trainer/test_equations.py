@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from turncredit.config import TeacherConfig, TrainerConfig
-from turncredit.trainer.algorithms import ALGORITHMS, Algorithm, make_algorithm
+from turncredit.config import EnvConfig, TeacherConfig, TrainerConfig
+from turncredit.trainer.algorithms import ALGORITHMS, OPD, OPSD, Algorithm, make_algorithm
+from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.teacher import GUIDE, conditioned_system, reference_text
 
 STEP = 4
+CALCULATOR = {"id": "turncredit/Calculator-v0", "arguments": {"level": 1}}
 SIGNS = ("++-", "+--", "+++", "---")  # partly solved, one solved, all solved, none solved
 
 
@@ -269,6 +271,7 @@ def overlong(longest: int) -> dict[str, Any]:
 
 
 PAPER, SOLVED, NONE = ("partial", "none"), ("partial", "single", "all"), ()
+SHOWN = ("demonstration",)  # every group, by a solution from outside
 # What is trained, the routes that have a teacher, the equation.
 CASES: dict[str, tuple[Any, tuple[str, ...], Callable[[Groups], Any]]] = {
     "grpo": ({}, NONE, grpo),
@@ -298,6 +301,7 @@ CASES: dict[str, tuple[Any, tuple[str, ...], Callable[[Groups], Any]]] = {
     "opd, forward": ({"divergence": "kl"}, NONE, distil(lambda t: t.kl)),
     "opsd": ({}, SOLVED, distil(clipped_js)),
     "sdpo": ({}, SOLVED, distil(lambda t: t.reverse_kl)),
+    "sdpo, demonstration": ({"solution": "demonstration"}, SHOWN, distil(lambda t: t.reverse_kl)),
     "rlsd": ({"share": 0.7}, ("partial", "single"), rlsd),
 }
 
@@ -311,23 +315,27 @@ def rows(policy: Policy, segments: Any) -> Any:
     return torch.log_softmax(logits[[place - 1 for place in at]], -1)
 
 
-def teacher_rows(learner: Learner, one: Any, episodes: dict[str, Any]) -> Any:
-    """What the teacher says at each token of a credited episode; None where it has none."""
+def teacher_rows(learner: Learner, one: Any, episodes: dict[str, Any], others: list[Policy]) -> Any:
+    """What the teacher says at each token of a credited episode; None where it has none.
+
+    OPSD's is what the run started from, OPD's another model; everybody else's is the student.
+    """
     if one.teacher_prompt is None:
         return None
-    teacher = {"current": learner.policy, "start": learner.scorer.start,
-               "external": learner.scorer._teacher}[learner.algorithm.teacher]
-    if learner.algorithm.teacher == "external":
-        return rows(teacher, one.episode.segments)
-    system = conditioned_system(one.episode.system, GUIDE, reference_text(episodes[one.reference]))
+    if isinstance(learner.algorithm, OPD):
+        return rows(others[1], one.episode.segments)
+    teacher = others[0] if isinstance(learner.algorithm, OPSD) else learner.policy
+    solution = learner.demonstrator.solutions[one.episode.group] if one.reference is None else episodes[one.reference]
+    system = conditioned_system(one.episode.system, GUIDE, reference_text(solution))
     prompt = learner.policy.chat.first_prompt(system, one.episode.prompt)
     assert one.teacher_prompt.token_ids.tolist() == prompt
     return rows(teacher, [one.teacher_prompt, *one.episode.response])
 
 
-def response_of(learner: Learner, one: Any, episodes: dict[str, Any], student: Any, start: Any) -> Response:
+def response_of(learner: Learner, one: Any, episodes: dict[str, Any], others: list[Policy], student: Any,
+                start: Any) -> Response:
     with torch.no_grad():
-        log_q = teacher_rows(learner, one, episodes)
+        log_q = teacher_rows(learner, one, episodes, others)
     ids, logprobs = one.episode.token_ids[one.episode.generated].tolist(), one.episode.logprobs
     tokens = [Token(student[i], None if log_q is None else log_q[i], id, float(logprobs[i]), float(start[i][id]))
               for i, id in enumerate(ids)]
@@ -367,7 +375,17 @@ def copy_of(policy: Policy) -> Policy:
     return copied
 
 
-def learner_of(policy: Policy, algorithm: Algorithm, lr: float, *others: Policy | None) -> Learner:
+class Known(Demonstrator):
+    """Keeps what it showed, by the groups' numbers."""
+
+    def demonstrations(self, groups: Any) -> Any:
+        shown = super().demonstrations(groups)
+        assert all(s.passed and s.prompt == g.episodes[0].prompt for s, g in zip(shown, groups, strict=True))
+        self.solutions = dict(enumerate(shown))
+        return shown
+
+
+def learner_of(policy: Policy, algorithm: Algorithm, lr: float, *others: Any) -> Learner:
     trainer = TrainerConfig(lr=lr, clip_norm=1e9, micro_batch_tokens=1 << 30)
     return Learner(policy, algorithm, trainer, TeacherConfig(), 11, None, *others)
 
@@ -384,16 +402,20 @@ def test_an_update_is_the_equations_written_out_by_hand(case: str, sampled: Any)
         settings = settings(max(e.generated_count for group in groups for e in group.episodes))
     policy = copy_of(moved)  # the update moves it
     algorithm = make_algorithm(case.partition(",")[0], **settings)
+    shows = Known([EnvConfig(**CALCULATOR)], policy.chat, "plain") if algorithm.needs_demonstrations else None
     learner = learner_of(policy, algorithm, 1e-3, start if algorithm.needs_start else None,
-                         other if algorithm.teacher == "external" else None)
+                         other if algorithm.teacher == "external" else None, shows)
     credit, size = learner.credit(groups, STEP), len(SIGNS[0])
     episodes = {one.key: one.episode for one in credit.episodes}
     parts = [credit.episodes[i:i + size] for i in range(0, len(episodes), size)]
     assert [[one.episode for one in part] for part in parts] == [group.episodes for group in groups]
-    if algorithm.teacher != "external":
+    if algorithm.needs_demonstrations:
+        assert all(one.teacher_prompt is not None and one.reference is None for one in credit.episodes)
+    elif algorithm.teacher != "external":
         for part in parts:
             assert_references_are_allowed(part, routes)
-    loss = equation([[response_of(learner, one, episodes, *said[one.key]) for one in part] for part in parts])
+    loss = equation([[response_of(learner, one, episodes, [start, other], *said[one.key]) for one in part]
+                     for part in parts])
     gradients = torch.autograd.grad(loss, list(moved.model.parameters()), retain_graph=True)
     expected = torch.cat([g.flatten() for g in gradients])
     seen: list[Any] = []

@@ -74,7 +74,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-SECONDS = ("sampling_s", "credit_s", "update_s", "evaluation_s", "tokens_per_second", "environment_s")
+SECONDS = ("sampling_s", "credit_s", "update_s", "evaluation_s", "tokens_per_second", "environment_s", "seconds")
 
 
 def without_seconds(metrics):
@@ -156,6 +156,8 @@ def test_there_is_a_line_of_metrics_for_each_step_and_it_is_what_the_episodes_sa
         assert line["success"] == pytest.approx(rows["passed"].mean())
         assert line["generated_tokens"] == rows["generated_tokens"].sum()
         assert line["total_tokens"] == rows["total_tokens"].sum()
+        assert line["length_mean"] == pytest.approx(rows["generated_tokens"].mean())
+        assert line["length_max"] == rows["generated_tokens"].max()
         assert line["turns"] == pytest.approx(rows["turns"].map(len).mean())
         assert sum(line["stops"].values()) == 12
         routes = {k.removeprefix("route "): v for k, v in line.items() if k.startswith("route ")}
@@ -164,6 +166,18 @@ def test_there_is_a_line_of_metrics_for_each_step_and_it_is_what_the_episodes_sa
         assert routes.get("fallback", 0) == ((solved == 1) | (solved == 4)).sum()
         assert routes.get("partial-solve", 0) == ((solved > 1) & (solved < 4)).sum()
     assert len(pandas.read_json(run.metrics, lines=True)) == 4
+
+
+def test_the_seconds_of_a_step_are_split_by_what_they_went_to(finished):
+    run, _, _ = finished
+    for line in run.read_metrics():
+        seconds = line["seconds"]
+        assert 0 < seconds["verifier"] < seconds["environment"]
+        assert seconds["environment"] == pytest.approx(line["environment_s"] * line["episodes"])
+        computed = [seconds.get(name, 0.0) for name in ("teacher", "student", "optimizer")]
+        assert sum(computed) <= line["credit_s"] + line["update_s"]
+        assert (computed[1] > 0) == (line["updates"] > 0 or line.get("route solve-none", 0) > 0)
+        assert (computed[2] > 0) == (line["updates"] > 0)
 
 
 def test_evaluation_comes_every_so_many_steps(finished):

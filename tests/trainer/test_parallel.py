@@ -6,6 +6,7 @@ import copy
 import math
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -17,6 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from turncredit.config import TeacherConfig, TrainerConfig
+from turncredit.errors import UserError
 from turncredit.store import RunFolder
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.learner import Learner
@@ -102,15 +104,24 @@ def learnt(policy_of, sample_groups, judged_as):
 
     def learn(world, **trainer):
         policy = Policy(copy.deepcopy(double.model), double.tokenizer, double.config)
+        if trainer.get("sharding") == "full" and world.size > 1:
+            policy.shard(world)
+            assert {type(p).__name__ for p in policy.model.parameters()} == {"DTensor"}
         settings = TrainerConfig(**{"lr": 1e-3, "clip_norm": 0.5, "micro_batch_tokens": 400, **trainer})
-        learner = Learner(policy, make_algorithm("sc-grpo"), settings, TeacherConfig(), 0, world)
-        updates, records = [], []
-        for step in range(2):
+        updates, records, saved = [], [], None
+        for step in range(2):  # each with a learner of its own, as in a run that is resumed
+            learner = Learner(policy, make_algorithm("sc-grpo"), settings, TeacherConfig(), 0, world)
+            if saved is not None:
+                learner.state.load_state_dict(saved)
             record = TokenRecord(policy.tokenizer)
             updates.append(learner.update(learner.credit(groups, step), step, record))
             records.append({key: {name: list(map(float, part[name])) for name in ("advantage", "ratio", "weight")
                                   if name in part} for key, part in sorted(record.episodes.items())})
-        return {name: value.detach() for name, value in policy.model.state_dict().items()}, updates, records
+            if policy.sharded:
+                learner.state.gather()
+            saved = learner.state.state_dict()
+            assert all(type(value) is torch.Tensor for state in saved["state"].values() for value in state.values())
+        return {name: value.detach() for name, value in policy.whole.state_dict().items()}, updates, records
 
     return learn
 
@@ -132,8 +143,10 @@ def assert_close(one, other, tolerance):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed"}, {"micro_batch_tokens": 1 << 20}],
-    ids=["one update", "several", "fewer micro-batches than processes"])
+    {}, {"mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed"}, {"micro_batch_tokens": 1 << 20},
+    {"sharding": "full", "micro_batch_tokens": 1 << 20},
+    {"sharding": "full", "mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed", "gradient_checkpointing": True}],
+    ids=["one update", "several", "fewer micro-batches than processes", "sharded", "sharded, several, checkpointed"])
 def test_two_processes_end_with_the_losses_and_weights_of_one(in_processes, learnt, settings):
     weights, updates, records = learnt(World(), **settings)
     assert all(update["updated"] and update["gradient_norm"] > 0 for update in updates)
@@ -156,7 +169,8 @@ CONFIG = {
 
 
 @pytest.mark.slow
-def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resumed(tmp_path):
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resumed(sharding, tmp_path):
     file = tmp_path / "together.yaml"
     file.write_text(yaml.safe_dump(CONFIG))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -164,11 +178,13 @@ def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resum
     runs = {"one": ["turncredit.cli"], "two": [*torchrun, "turncredit.cli"]}
     for name, launched in runs.items():
         for resume in ([], ["--resume"]):
-            command = [sys.executable, "-m", *launched, "train", str(file), f"runs={tmp_path / name}", *resume]
+            shared = [f"trainer.sharding={sharding}"] if name == "two" else []
+            command = [sys.executable, "-m", *launched, "train", str(file), f"runs={tmp_path / name}", *shared, *resume]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
             for path in (tmp_path / name / "together").glob("policy" if not resume else "nothing"):
                 path.rename(tmp_path / f"{name}-policy")
+                shutil.rmtree(path.parent / "checkpoints" / "step-000003")  # the last step is done anew
     one, two = (RunFolder(tmp_path / name / "together") for name in runs)
     for a, b in ((tmp_path / "one-policy", tmp_path / "two-policy"), (one.path / "policy", two.path / "policy")):
         a, b = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
@@ -179,3 +195,22 @@ def test_a_run_by_torchrun_with_two_processes_is_the_run_of_one_and_can_be_resum
         assert a.get("evaluation") == b.get("evaluation")
     shown = [[(e.id, e.token_ids.tolist()) for e in run.read_episodes()] for run in (one, two)]
     assert shown[0] == shown[1]
+
+
+def test_sharding_is_refused_in_one_process_and_for_models_that_read_no_packed_rows(policy_of):
+    policy = policy_of()
+    with pytest.raises(UserError, match="'full' in one process: launch several with torchrun"):
+        policy.shard(World())
+    policy.packs = False
+    with pytest.raises(UserError, match="LlamaForCausalLM cannot read packed rows"):
+        policy.shard(World(0, 2))
+
+
+def test_processes_that_do_not_meet_as_torchrun_counted_them_are_refused(in_processes, monkeypatch):
+    def work(world):
+        os.environ["WORLD_SIZE"] = "3"
+        with pytest.raises(RuntimeError, match=f"process {world.rank} of 3 met the others as {world.rank} of 2"):
+            World.join()
+        world.wait()
+
+    assert in_processes(work) == [None, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from turncredit.audit.credit import (
     CreditFromRecord,
@@ -85,6 +86,7 @@ def audit(path: str | Path, episodes: int | None = 64,
         if on_step:
             on_step(done, len(run.metrics))
     auditor.examine_policy()
+    auditor.close()
     return list(auditor.findings.values())
 
 
@@ -136,9 +138,19 @@ class _Auditor:
     def examine_policy(self) -> None:
         """The row on the final weights."""
         folder = self.run.folder.path / "policy"
-        last = self.run.weights.get(self.config.trainer.steps)
-        if folder.is_dir() and last is not None:
-            self.findings["policy"].take(broken_policy(folder, Path(last)))
+        steps = self.config.trainer.steps
+        if folder.is_dir() and steps in self.run.weights:
+            with TemporaryDirectory() as temporary:
+                last = Path(self.run.weights[steps])
+                if self.config.model.lora is not None:  # a checkpoint is the adapter alone
+                    last = Path(temporary) / last.name
+                    self.run.policy(steps).export(last)
+                self.findings["policy"].take(broken_policy(folder, last))
+
+    def close(self) -> None:
+        """Close the environments of demonstrations."""
+        if self.learner.demonstrator is not None:
+            self.learner.demonstrator.close()
 
     def _explain(self) -> None:
         versions = ", ".join(map(str, sorted(self.run.weights)))

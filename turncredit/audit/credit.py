@@ -22,9 +22,11 @@ from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.scoring import Scorer
 
 if TYPE_CHECKING:
+    from turncredit.trainer.demonstrations import Demonstrator
     from turncredit.trainer.policy import Policy
 
-Others = tuple["Policy | None", "Policy | None"]  # what the run started from, and another model as its teacher
+# What the run started from, another model as its teacher, scripted solutions.
+Others = tuple["Policy | None", "Policy | None", "Demonstrator | None"]
 EXACT = 1e-4  # nats: fp32, the engine against the trainer
 ROUNDED = 0.1  # nats: where one of them computes in bf16
 SHARE = 2e-3  # of a value: what is computed from logprobs again
@@ -64,10 +66,10 @@ class RecordScorer(Scorer):
 class CreditFromRecord(Learner):
     """Credits a step as the trainer did, with the KL that the run recorded in place of the model's."""
 
-    def __init__(self, policy: Policy, config: Config, others: Others = (None, None)) -> None:
+    def __init__(self, policy: Policy, config: Config, others: Others = (None, None, None)) -> None:
         super().__init__(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed, None,
                          *others)
-        self.scorer: RecordScorer = RecordScorer(policy, self.algorithm, config.trainer.micro_batch_tokens, *others)
+        self.scorer: RecordScorer = RecordScorer(policy, self.algorithm, config.trainer.micro_batch_tokens, *others[:2])
         self.scorer.recorded, self.scorer.from_weights = {}, set()
 
     @property
@@ -140,7 +142,7 @@ def broken_logprobs(step: RecordedStep, policy: Policy, tokens: int) -> Iterator
             yield from _first_apart(episode.id, "logprob", episode.logprobs.tolist(), now.numpy(), bound, 0.0)
 
 
-def broken_step(step: RecordedStep, policy: Policy, config: Config, others: Others = (None, None),
+def broken_step(step: RecordedStep, policy: Policy, config: Config, others: Others = (None, None, None),
                 checkpoint: Path | None = None) -> Iterator[str]:
     """Do a whole step again from the weights before it: where credit, loss or gradient differ from the record.
 

@@ -14,10 +14,12 @@ from turncredit.episode import Episode, Group
 from turncredit.errors import UserError, did_you_mean
 from turncredit.report.credit import EpisodeCredit, read_credit
 from turncredit.rollout import TaskRef
+from turncredit.seeds import seed_of
 from turncredit.store import EpisodeRecord, RunFolder
 from turncredit.trainer.tasks import TaskSampler
 
 if TYPE_CHECKING:
+    from turncredit.trainer.demonstrations import Demonstrator
     from turncredit.trainer.policy import Policy
 
 
@@ -65,27 +67,35 @@ class AuditedRun:
 
     def policy(self, version: int | None = None) -> Policy:
         """The weights after so many updates, loaded; any that there are where None."""
+        from turncredit.trainer.lora import add_adapter, has_adapter
         from turncredit.trainer.policy import Policy
 
         path = self.weights[min(self.weights) if version is None else version]
-        return Policy.load(self.config.model.model_copy(update={"path": path, "tiny": None}))
+        policy = Policy.load(self.config.model.model_copy(update={"path": path, "tiny": None}))
+        if self.config.model.lora is not None and not has_adapter(policy.model):  # as the run began
+            add_adapter(policy.model, self.config.model.lora, seed_of(self.config.seed, "adapter"), path)
+        return policy
 
-    def others(self) -> tuple[Policy | None, Policy | None]:
-        """The policy that the run started from, and another model as its teacher, where its algorithm needs them.
+    def others(self) -> tuple[Policy | None, Policy | None, Demonstrator | None]:
+        """The policy that the run started from, another model as its teacher, and scripted solutions, where needed.
 
         Raises:
             UserError: one of them is needed and gone.
         """
         from turncredit.trainer.algorithms import make_algorithm
+        from turncredit.trainer.demonstrations import Demonstrator
         from turncredit.trainer.start import external_teacher
 
-        start = None
-        if make_algorithm(**self.config.algorithm).needs_start:
+        start, algorithm = None, make_algorithm(**self.config.algorithm)
+        if algorithm.needs_start:
             if 0 not in self.weights:
                 raise UserError(f"{str(self.folder.path)!r} has lost its start/, and its algorithm holds the policy "
                                 "against that: it cannot be audited without")
             start = self.policy(0)
-        return start, external_teacher(self.config, self.policy()) if self.config.teacher.path else None
+        teacher = external_teacher(self.config, self.policy()) if self.config.teacher.path else None
+        demonstrator = Demonstrator(self.config.envs, self.policy().chat, self.config.model.tool_calls) if (
+            algorithm.needs_demonstrations) else None
+        return start, teacher, demonstrator
 
     def steps(self) -> Iterator[RecordedStep | Damaged]:
         """Every step that has a line of metrics, in order."""
@@ -171,7 +181,7 @@ class _ToldRollout:
         for number, task in zip(numbers or range(len(tasks)), tasks):
             if number not in self.groups:
                 raise Damaged(f"step {step}: group {number} is missing")
-            self.tasks[number] = task
+            self.tasks[number] = self.groups[number].task = task
             found = [episode.sample for episode in self.groups[number].episodes]
             if found != list(range(group_size)):
                 raise Damaged(f"step {step}: group {number} holds the samples {found} instead of {group_size}")

@@ -7,6 +7,7 @@ keep the books: turns, limits, the verdict. Whatever a verifier raises becomes a
 from __future__ import annotations
 
 import copy
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class TextEnv(gymnasium.Env[str, str]):
         self.use_tool_format(tool_format)
         self.task = Task("")
         self.turns: list[Turn] = []
+        self.verifier_s = 0.0  # seconds that the verifier took in this episode
         self._answer: str | None = None
         self._over = True
 
@@ -143,7 +145,7 @@ class TextEnv(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         index = (options or {}).get("task")
         self.task = self.make_task(self.np_random) if index is None else self.task_at(int(index))
-        self.turns, self._answer, self._over = [], None, False
+        self.turns, self._answer, self._over, self.verifier_s = [], None, False, 0.0
         self.start()
         return self.task.prompt, {"instructions": self.instructions, "tools": self.tools,
                                   "task_id": self.task.id, "split": self.task.split, "level": self.task.level}
@@ -170,4 +172,7 @@ class TextEnv(gymnasium.Env[str, str]):
     def verdict(self) -> Verdict:
         """Judge the episode as it stands: also what an episode is worth that ran out of tokens."""
         outcome = Outcome(self._answer, tuple(self.turns), copy.deepcopy(self.state()))
-        return judge(self.verifier, self.task, outcome)
+        began = time.perf_counter()
+        verdict = judge(self.verifier, self.task, outcome)
+        self.verifier_s += time.perf_counter() - began
+        return verdict

@@ -196,10 +196,14 @@ class ToolEnv(TextEnv):
         """The text of a call, in the agent's format: what a scripted solution acts with."""
         return self.tool_format.render(ToolCall(name, arguments))
 
+    def _known(self) -> list[str]:
+        return list(self._tools)
+
     def _run(self, call: ToolCall) -> str:
         if call.name not in self._tools:
-            known = ", ".join(self._tools)
-            raise MalformedCall(f"unknown tool {call.name!r}{did_you_mean(call.name, self._tools)} (known: {known})")
+            known = self._known()
+            hint = did_you_mean(call.name, known)
+            raise MalformedCall(f"unknown tool {call.name!r}{hint} (known: {', '.join(known)})")
         return self._tools[call.name](call.arguments, self)
 
 

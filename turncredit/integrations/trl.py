@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turncredit.errors import MissingExtra, UserError
+from turncredit.integrations.environment import environment_dataset, environment_factory, verdict_reward
 from turncredit.integrations.reference import Messages, conditioned_prompt, reference_of
 from turncredit.seeds import seed_of
 from turncredit.trainer.algorithms import SCGRPO, GroupCredit
@@ -36,9 +37,12 @@ try:
 except ImportError as error:
     raise MissingExtra("trl", "trl") from error
 
+__all__ = ["SCGRPOTrainer", "environment_dataset", "environment_factory", "verdict_reward"]
+
 # What a divergence is computed from.
 BATCH: tuple[str, ...] = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask",
                           "teacher_prompt_ids", "teacher_prompt_mask", "has_teacher")
+KINDS = ("partial-solve", "solve-none", "single-solve", "all-solve", "fallback")
 
 
 @dataclass(slots=True)
@@ -73,6 +77,9 @@ class SCGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         self.solved_at, self.guide, self.reference_tokens = solved_at, guide, reference_tokens
         if self._is_vlm:
             raise UserError(f"model {type(self.model).__name__} reads images: SC-GRPO's teacher reads text alone")
+        if self.algorithm.fixes_weights:
+            raise UserError("algorithm.weights_from is 'sampling': in TRL's trainer weights are always the current "
+                            "policy's; leave it at 'current'")
         refuse_unusual_head(self._causal_model(self.model).eval())  # TRL puts it into training mode for each step
         self._rollout: _Rollout | None = None
         self._rewards = torch.zeros(0)
@@ -137,7 +144,7 @@ class SCGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         self._add_teacher_prompts(output, rollout, [None if r is None else texts[r] for r in mine])
         self._score_unsolved(output, groups, first)
         kinds = Counter(group.kind for group in groups)
-        for kind in ("partial-solve", "solve-none", "fallback"):
+        for kind in KINDS:
             self._metrics["train"][f"credit/{kind}"].append(kinds[kind] / len(groups))
 
     def _credited_groups(self, lengths: Sequence[int]) -> list[GroupCredit]:

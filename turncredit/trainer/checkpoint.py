@@ -15,7 +15,7 @@ from turncredit.trainer.policy import Policy
 SIZES = "sizes.json"  # the bytes of each file, written last
 
 
-def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: torch.optim.Optimizer,
+def save_checkpoint(folder: Path, steps_done: int, policy: Policy, optimizer: Any,
                     state: dict[str, Any], keep: int) -> Path:
     """Write `folder`/step-NNNNNN, then drop all but the newest `keep`.
 
@@ -57,7 +57,7 @@ def _sizes(path: Path) -> dict[str, int]:
             if file.is_file() and file.name != SIZES}
 
 
-def restore(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def restore(path: Path, optimizer: Any) -> dict[str, Any]:
     """Load the optimiser and torch's random state; returns what was saved as `state`, with "steps_done"."""
     saved = torch.load(path / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])

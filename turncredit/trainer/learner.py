@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,9 +14,10 @@ from torch import Tensor
 from turncredit.config import TeacherConfig, TrainerConfig
 from turncredit.episode import Episode, Group
 from turncredit.seeds import seed_of
-from turncredit.trainer.algorithms import OWN_PROMPT, Algorithm, GroupCredit
+from turncredit.trainer.algorithms import DEMONSTRATION, OWN_PROMPT, Algorithm, GroupCredit
 from turncredit.trainer.batch import make_batch, to_rows
 from turncredit.trainer.credited import Credit, CreditedEpisode
+from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.head import TokenScores
 from turncredit.trainer.loss import mean_over_tokens, policy_loss
 from turncredit.trainer.offpolicy import importance
@@ -39,25 +41,35 @@ class Learner:
 
     Args:
         start, external_teacher: other policies, where the algorithm needs them; see `Scorer`.
+        demonstrator: scripted solutions, where the algorithm's teacher sees those.
+    Raises:
+        ValueError: the algorithm needs one of them, and it is missing.
     """
 
     def __init__(self, policy: Policy, algorithm: Algorithm, trainer: TrainerConfig, teacher: TeacherConfig,
                  seed: int, world: World | None = None, start: Policy | None = None,
-                 external_teacher: Policy | None = None) -> None:
+                 external_teacher: Policy | None = None, demonstrator: Demonstrator | None = None) -> None:
+        if algorithm.needs_demonstrations and demonstrator is None:
+            raise ValueError("the algorithm's teacher sees scripted solutions: pass `demonstrator`")
         self.world = world or World()
         self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
+        self.demonstrator = demonstrator
         self.scorer = Scorer(policy, algorithm, trainer.micro_batch_tokens, start, external_teacher)
         if trainer.gradient_checkpointing:
             policy.checkpoint_layers()
         trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=trainer.lr, betas=trainer.betas,
                                            weight_decay=trainer.weight_decay)
+        self.state = policy.state_of(self.optimizer)  # what is saved and restored
 
     # Credit.
 
     def credit(self, groups: Sequence[Group], step: int) -> Credit:
         """Score every group. Episodes without a reward leave theirs; a group of fewer than 2 is dropped."""
         credit = Credit()
+        shown: Sequence[Episode | None] = [None] * len(groups)
+        if self.demonstrator is not None and self.algorithm.needs_demonstrations:
+            shown = self.demonstrator.demonstrations(groups)
         for number, group in enumerate(groups):
             judged = [e for e in group.judged if e.generated_count]
             credit.counts["episodes without reward"] += len(group.episodes) - len(group.judged)
@@ -69,7 +81,7 @@ class Learner:
             scored = self.algorithm.score_group(rewards, [bool(e.passed) for e in judged], lengths,
                                                 seed_of(self.seed, "credit", step, number))
             credit.counts[f"route {scored.kind}"] += 1
-            credited = [self._credited(judged, i, scored, credit.counts) for i in range(len(judged))]
+            credited = [self._credited(judged, i, scored, shown[number], credit.counts) for i in range(len(judged))]
             if scored.advantages_from_weights is not None:
                 advantages = scored.advantages_from_weights(self.scorer.weights(credited))
                 for one, advantage in zip(credited, advantages):
@@ -94,23 +106,27 @@ class Learner:
         for one, advantages in zip(episodes, scored, strict=True):
             one.token_advantages, one.advantage = advantages, float(np.mean(advantages))
 
-    def _credited(self, judged: list[Episode], i: int, scored: GroupCredit, counts: Counter[str]) -> CreditedEpisode:
+    def _credited(self, judged: list[Episode], i: int, scored: GroupCredit, shown: Episode | None,
+                  counts: Counter[str]) -> CreditedEpisode:
         one = CreditedEpisode(judged[i], scored.kind, float(scored.advantages[i]))
         reference = scored.references[i]
         if reference is None:
             return one
-        one.distilled = self.algorithm.distils
         if reference == OWN_PROMPT:
-            one.teacher_prompt = judged[i].segments[0]
+            one.teacher_prompt, one.distilled = judged[i].segments[0], self.algorithm.distils
             return one
-        context = teacher_context(self.policy.chat, judged[i], judged[reference], self.teacher.guide or GUIDE,
+        solution = shown if reference == DEMONSTRATION else judged[reference]
+        if solution is None:
+            counts["episodes without demonstration"] += 1
+            return one
+        context = teacher_context(self.policy.chat, judged[i], solution, self.teacher.guide or GUIDE,
                                   self.teacher.reference_tokens, self.policy.max_context)
         if context is None:
             counts["references that did not fit"] += 1
-            one.distilled = False
             return one
         counts["references shortened"] += context.shortened
-        one.teacher_prompt, one.reference = context.prompt, judged[reference].id
+        one.teacher_prompt, one.distilled = context.prompt, self.algorithm.distils
+        one.reference = None if solution is shown else solution.id  # a demonstration is no episode of the run
         return one
 
     # Update.
@@ -141,6 +157,7 @@ class Learner:
                 self._take_step(step, finite)
                 if not finite:
                     break
+            self.policy.refresh()
         if record is not None:
             for other in self.world.gathered(record.episodes):
                 record.merge(other)
@@ -167,17 +184,41 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         count = self.algorithm.denominator(len(episodes), sum(one.episode.generated_count for one in episodes))
         loss = 0.0
-        for part in self.scorer.micro_batches(episodes)[self.world.rank::self.world.size]:
-            loss += self._accumulate([episodes[i] for i in part], count, statistics, record, old, step)
-        self.world.sum_gradients(self.policy.model.parameters())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm))
-        return sum(self.world.gathered(loss)), norm
+        for part, counts in self._own_parts(episodes):
+            chosen = [episodes[i] for i in part]
+            if counts:
+                loss += self._accumulate(chosen, count, statistics, record, old, step)
+            else:
+                self._accumulate(chosen, math.inf, TokenStatistics(), None, old, step)
+        if not self.policy.sharded:
+            self.world.sum_gradients(self.policy.model.parameters())
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.settings.clip_norm)
+        if self.policy.sharded:
+            norm = norm.full_tensor()
+        return sum(self.world.gathered(loss)), float(norm)
+
+    def _own_parts(self, episodes: Sequence[CreditedEpisode]) -> list[tuple[list[int], bool]]:
+        """This process's micro-batches, and whether each counts.
+
+        Where weights are sharded all processes have to take the same passes, with a teacher or without: one that has
+        no micro-batch of its own in a round repeats another's, which does not count.
+        """
+        parts, rank, size = self.scorer.micro_batches(episodes), self.world.rank, self.world.size
+        if not self.policy.sharded:
+            return [(part, True) for part in parts[rank::size]]
+        own = []
+        for taught in (True, False):
+            alike = [part for part in parts if (episodes[part[0]].teacher_prompt is not None) == taught]
+            rounds = [alike[at:at + size] for at in range(0, len(alike), size)]
+            own += [(parts[rank], True) if rank < len(parts) else (parts[0], False) for parts in rounds]
+        return own
 
     def _take_step(self, step: int, finite: bool) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * learning_rate_factor(self.settings, step)
         if finite:
-            self.optimizer.step()
+            with self.policy.seconds.on("optimizer"):
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -190,11 +231,13 @@ class Learner:
         if s.old_logprobs == "sampler":
             return old
         mine: dict[str, _Old] = {}
-        for part in self.scorer.micro_batches(episodes)[self.world.rank::self.world.size]:
+        for part, counts in self._own_parts(episodes):
             chosen = [episodes[i] for i in part]
             lengths = [one.episode.generated_count for one in chosen]
             batch = make_batch([one.readings[0] for one in chosen]).to(self.policy.device)
             logprobs = self.policy.scores(batch).logprobs.cpu()
+            if not counts:
+                continue
             sampler = torch.cat([old[one.key].logprobs for one in chosen]).to(logprobs)
             weights, ratios = importance(logprobs, sampler, lengths, s.importance_cap, s.importance, s.importance_level)
             statistics.add(importance=weights, sampler_ratio=ratios)
@@ -222,7 +265,10 @@ class Learner:
         added = self.algorithm.token_loss(scores, self._start_logprobs(part, old), step)
         if added is not None:
             loss = loss + mean_over_tokens(rows(added), mask, self.algorithm.normalize, count)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        # FSDP takes the mean over the processes where we need the sum.
+        scaled = loss * self.world.size if self.policy.sharded else loss
+        with self.policy.seconds.on("student"):
+            scaled.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         taken = {"advantage": advantages, "ratio": details["ratio"][mask], "student_logprob": scores.logprobs}
         divergence = self.algorithm.divergence_of(scores)
         if weights is not None and divergence is not None:

@@ -27,6 +27,7 @@ from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.credited import Credit
+from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
@@ -68,15 +69,8 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     checkpoint = world.gathered(checkpoint)[0]
     if policy is None:
         policy = starting_policy(config, run, watcher.warming, checkpoint)
-    algorithm = make_algorithm(**config.algorithm)
-    # Without the checkpoint: what the run started from, whatever has been trained since.
-    start = None
-    if algorithm.needs_start:
-        start = policy.without_adapter() if config.model.lora else starting_policy(config, run, watcher.warming)
-    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
-                      external_teacher(config, policy))
-    refuse_what_does_not_fit(policy, config.trainer, config.rollout)
-    first = 0 if checkpoint is None else int(restore(checkpoint, learner.optimizer)["steps_done"])
+    learner = _learner_of(config, run, policy, world)
+    first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
         run.forget_from(first)
     world.wait()
@@ -109,15 +103,35 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
         clock.lap("update_s")
         gap = engine.updated(step + 1)
         clock.lap("weights_s")
-        metrics = {"step": step, **episode_metrics(sampled.every), "refills": sampled.refills,
-                   "groups": len(sampled.every), "groups trained": len(sampled.trained), **credit.counts, **update,
-                   **gap}
+        metrics = {"step": step, **episode_metrics(sampled.every), "seconds": seconds_of(sampled.every, policy),
+                   "refills": sampled.refills, "groups": len(sampled.every), "groups trained": len(sampled.trained),
+                   **credit.counts, **update, **gap}
+        if policy.sharded and is_saved(config, step):
+            learner.state.gather()
         if world.first:
             _keep(config, run, step, learner, record, metrics, clock, engine.engine)
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
     rollout.close()
+    if learner.demonstrator is not None:
+        learner.demonstrator.close()
+
+
+def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) -> Learner:
+    """The learner, with what its algorithm needs beside the policy; refused where memory would not do."""
+    algorithm, start, demonstrator = make_algorithm(**config.algorithm), None, None
+    if algorithm.needs_start:  # without the checkpoint: what the run started from, whatever has been trained since
+        start = policy.without_adapter() if config.model.lora else starting_policy(config, run, lambda *_: None)
+    if algorithm.needs_demonstrations:
+        demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls)
+    if config.trainer.gradient_checkpointing:
+        policy.checkpoint_layers()
+    refuse_what_does_not_fit(policy, config.trainer, config.rollout)
+    if config.trainer.sharding == "full":
+        policy.shard(world)
+    return Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
+                   external_teacher(config, policy), demonstrator)
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
@@ -136,9 +150,14 @@ def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: T
     if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
         _save_refused(run, step, policy)
     run.append_metrics(metrics)
-    if done % trainer.save_every == 0 or done == trainer.steps:
-        save_checkpoint(run.checkpoints, done, policy, learner.optimizer, {"seed": config.seed},
+    if is_saved(config, step):
+        save_checkpoint(run.checkpoints, done, policy, learner.state, {"seed": config.seed},
                         trainer.keep_checkpoints)
+
+
+def is_saved(config: Config, step: int) -> bool:
+    """Whether there is a checkpoint behind a step, which counts from 0."""
+    return (step + 1) % config.trainer.save_every == 0 or step + 1 == config.trainer.steps
 
 
 def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
@@ -241,12 +260,21 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "reward": float(np.mean(rewards)) if rewards else None,
         "success": float(np.mean([bool(e.passed) for e in episodes if e.reward is not None])) if rewards else None,
         "generated_tokens": sum(e.generated_count for e in episodes),
+        "length_mean": float(np.mean([e.generated_count for e in episodes])),
+        "length_max": max(e.generated_count for e in episodes),
         "total_tokens": sum(len(s.token_ids) for e in episodes for s in e.segments),
         "turns": float(np.mean([len(e.turns) for e in episodes])),
         "invalid_actions": float(np.mean([sum(not t.valid for t in e.turns) for e in episodes])),
         "environment_s": sum(e.timings["environment"] for e in episodes) / len(episodes),
         "stops": dict(Counter(str(e.stop) for e in episodes)),
     }
+
+
+def seconds_of(groups: Sequence[Group], policy: Policy) -> dict[str, float]:
+    """Seconds in environments, of that in verifiers, summed over episodes; with teacher, student and optimiser here."""
+    episodes = [e for group in groups for e in group.episodes]
+    return {name: sum(e.timings.get(name, 0.0) for e in episodes) for name in ("environment", "verifier")} | (
+        policy.seconds.taken())
 
 
 def summary(score: Score) -> dict[str, Any]:

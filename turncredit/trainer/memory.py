@@ -52,7 +52,8 @@ class MemoryNeed:
 def memory_need(policy: Policy, trainer: TrainerConfig, rollout: RolloutConfig) -> MemoryNeed:
     """Count what is fixed, and measure what a token costs with the model itself, on two short rows.
 
-    `trainer.gradient_checkpointing` has to be in force by then (a Learner does it).
+    `trainer.gradient_checkpointing` has to be in force by then, and the weights not yet sharded: what sharding saves is
+    not counted.
     """
     parameters = list(policy.model.parameters())
     trained = sum(p.nbytes for p in parameters if p.requires_grad)

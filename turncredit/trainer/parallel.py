@@ -40,7 +40,11 @@ class World:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
                                     timeout=LONGEST_WAIT)
-        return cls(dist.get_rank(), dist.get_world_size())
+        world = cls(dist.get_rank(), dist.get_world_size())
+        told = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if told != (world.rank, world.size):  # each would train on the whole batch, and seem to work
+            raise RuntimeError(f"process {told[0]} of {told[1]} met the others as {world.rank} of {world.size}")
+        return world
 
     @property
     def first(self) -> bool:

@@ -26,6 +26,8 @@ from turncredit.trainer.attention import Packing, can_be_packed, packed
 from turncredit.trainer.batch import Batch, make_batch
 from turncredit.trainer.head import Measures, TokenScores, score_tokens
 from turncredit.trainer.lora import adapter_off, base_of, has_adapter, load_adapter, merged_weights
+from turncredit.trainer.parallel import World
+from turncredit.trainer.timing import Seconds
 
 
 class Policy:
@@ -42,12 +44,14 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, config: ModelConfig) -> None:
         # Never in training mode: dropout would make what is scored another policy than the one that sampled.
         self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        self._whole: Any = None  # a copy of the model, where its weights are shared out over processes
         if config.chat_template is not None:
             if not config.chat_template.is_file():
                 raise UserError(f"model.chat_template {str(config.chat_template)!r}: there is no such file")
             tokenizer.chat_template = config.chat_template.read_text()
         self.chat = ChatFormat(tokenizer, config.history, config.template_options)
         self.device: torch.device = model.device
+        self.seconds = Seconds(self.device)  # on "teacher" and "student"
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
         self._adapter_off = False
@@ -84,7 +88,46 @@ class Policy:
               timeout_s: float = 1800.0) -> EngineAgent | AsynchronousAgent:
         """An agent that samples from these weights as they stand."""
         kind = AsynchronousAgent if schedule == "asynchronous" else EngineAgent
-        return kind(TransformersEngine(self.model, max_batch, self.precision), self.chat, sampling, timeout_s)
+        return kind(TransformersEngine(self.whole, max_batch, self.precision), self.chat, sampling, timeout_s)
+
+    def shard(self, world: World) -> None:
+        """Share the weights out over the processes, and keep a whole copy to sample from.
+
+        Raises:
+            UserError: there is one process, or the model cannot be shared out.
+        """
+        if not self.packs:
+            raise UserError(f"trainer.sharding is 'full': {type(self.model).__name__} cannot read packed rows, and its "
+                            "processes would not take the same passes; set it to 'none'")
+        from turncredit.trainer.sharding import shard_model
+
+        self._whole = copy.deepcopy(self.model)
+        shard_model(self.model, last_hidden_states, world)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are shared out over processes."""
+        return self._whole is not None
+
+    @property
+    def whole(self) -> Any:
+        """What is sampled from and saved: the model, or a copy of it where its weights are shared out."""
+        return self._whole if self.sharded else self.model
+
+    def state_of(self, optimizer: torch.optim.Optimizer) -> Any:
+        """What of an optimiser of these weights is saved and restored: itself, or its shards put together."""
+        if not self.sharded:
+            return optimizer
+        from turncredit.trainer.sharding import WholeState
+
+        return WholeState(optimizer)
+
+    def refresh(self) -> None:
+        """Bring the copy that is sampled from up to date, where there is one; every process has to."""
+        if self.sharded:
+            from turncredit.trainer.sharding import copy_whole
+
+            copy_whole(self.model, self.whole)
 
     def checkpoint_layers(self) -> None:
         """From now on a backward pass computes each layer again, from its input, instead of keeping what is in it.
@@ -100,9 +143,11 @@ class Policy:
                             "can be checkpointed; set it to false")
         for layer in layers:
             layer.gradient_checkpointing = True
-            # Nothing is drawn within a layer: dropout is off.
+            # Nothing is drawn within a layer: dropout is off. (A function, not a method: a copied model would bring a
+            # copied policy along.)
             layer._gradient_checkpointing_func = partial(
-                checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=self._when_computed_again)
+                checkpoint, use_reentrant=False, preserve_rng_state=False,
+                context_fn=lambda: self._when_computed_again())
         self._checkpointed = layers
 
     def _when_computed_again(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -121,9 +166,10 @@ class Policy:
         # A mask with four axes is taken as it is, and so none is made; attention goes by the packing alone.
         unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
         with packed(self.model):
-            states: Tensor = self.model.base_model(
+            compute = self.model.last_hidden_states if self.sharded else partial(last_hidden_states, self.model)
+            states: Tensor = compute(
                 input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=unused,
-                use_cache=False, packing=packing or Packing(batch.blocks)).last_hidden_state
+                use_cache=False, packing=packing or Packing(batch.blocks))
         return states[0]
 
     def _separate_states(self, batch: Batch) -> Tensor:
@@ -148,13 +194,14 @@ class Policy:
         teacher_hidden = teacher_weight = teacher_bias = None
         if conditioned is not None:
             teacher = teacher or self
-            with torch.no_grad():
+            with torch.no_grad(), self.seconds.on("teacher"):
                 teacher_hidden = teacher.hidden(conditioned)
                 teacher_weight, teacher_bias = teacher.output(teacher_hidden.dtype)
-        hidden = self.hidden(batch)  # after the teacher, so that its activations do not stand beside these
-        weight, bias = self.output(hidden.dtype)
-        return score_tokens(hidden, weight, batch.targets, teacher_hidden, bias, measures=measures,
-                            teacher_weight=teacher_weight, teacher_bias=teacher_bias)
+        with self.seconds.on("student"):
+            hidden = self.hidden(batch)  # after the teacher, so that its activations do not stand beside these
+            weight, bias = self.output(hidden.dtype)
+            return score_tokens(hidden, weight, batch.targets, teacher_hidden, bias, measures=measures,
+                                teacher_weight=teacher_weight, teacher_bias=teacher_bias)
 
     def output(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The head's weight [vocabulary, width] in that precision, and its bias [vocabulary]."""
@@ -206,7 +253,7 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer, as transformers loads them; of an adapted model, the adapter."""
-        self.model.save_pretrained(folder)
+        self.whole.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def export(self, folder: Path) -> None:
@@ -265,6 +312,12 @@ def refuse_unusual_head(model: Any) -> None:
     if not torch.allclose(model.get_output_embeddings()(states), logits, rtol=1e-3, atol=1e-3):
         raise UserError(f"model {type(model).__name__}: its logits are not a linear projection of its last "
                         "hidden state (scaled or capped logits are not supported)")
+
+
+def last_hidden_states(model: Any, **inputs: Any) -> Tensor:
+    """What the base model makes of its inputs, behind its last layer."""
+    states: Tensor = model.base_model(**inputs).last_hidden_state
+    return states
 
 
 def pick_device(name: str) -> torch.device:

@@ -96,6 +96,17 @@ def test_the_scripted_solution_is_rewarded(case: Case, split: str) -> None:
     env.close()
 
 
+CALLS = [case for case in CASES if case.id in ("BFCL", "AgentDojo", "Tau2")]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS[case.slow]) for case in CALLS],
+                         ids=[case.id for case in CALLS])
+def test_the_scripted_solution_is_rewarded_where_calls_are_plain_words(case: Case) -> None:
+    env = make(case, tool_format="plain")
+    assert [play(env, seed)[0] for seed in range(case.episodes)] == [1.0] * case.episodes
+    env.close()
+
+
 @each
 def test_a_constant_is_not_rewarded(case: Case) -> None:
     env = make(case)

@@ -101,3 +101,10 @@ def test_reasoning_gym_reads_an_unreadable_answer_as_wrong_not_as_unknown() -> N
     env = make("ReasoningGym", task="prime_factorization")
     env.reset(seed=0)
     assert env.step("<answer>no idea</answer>")[1] == 0.0
+
+
+def test_reasoning_gym_s_settings_keep_their_enumerations() -> None:
+    pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
+    env = make("ReasoningGym", task="aiw", split="ood")
+    env.reset(seed=0)
+    assert env.step(env.expert_action())[1] == 1.0

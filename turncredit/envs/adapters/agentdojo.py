@@ -15,7 +15,7 @@ from turncredit.envs.splits import split_of
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Outcome, Task, Verdict
 from turncredit.errors import UserError, did_you_mean
-from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec
+from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, typed_call
 
 SUITES = ("workspace", "travel", "banking", "slack")
 VERSION = "v1.2.2"
@@ -100,6 +100,9 @@ class AgentDojo(TextEnv):
             return Reply(f"error: {error}", role="tool", valid=False)
         if not calls:
             return Reply(done=True, answer=action)
+        if not self.tool_format.typed:
+            parameters = {spec.name: spec.parameters for spec in self.tools}
+            calls = [typed_call(call, parameters[call.name]) for call in calls]
         return Reply("\n".join(self._call(call) for call in calls), role="tool")
 
     def expert_action(self) -> str:

@@ -20,7 +20,7 @@ from turncredit.envs.splits import split_of
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Outcome, Task, Verdict
 from turncredit.errors import UserError, did_you_mean
-from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec
+from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, typed_call
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 OOD_API = "TravelAPI"
@@ -119,6 +119,8 @@ class BFCL(TextEnv):
                 return self._next_turn(action)
             texts, results = [], []
             for call in calls:
+                if not self.tool_format.typed and call.name in self._specs:
+                    call = typed_call(call, self._specs[call.name].parameters)
                 texts.append(self._text(call))
                 results.append(self._run(call))
         except MalformedCall as error:
@@ -127,11 +129,9 @@ class BFCL(TextEnv):
         return Reply("\n".join(results), role="tool")
 
     def expert_action(self) -> str:
-        """The ground truth: all calls of a turn in one action, then its end."""
-        turn = self.task.hidden["gold"][len(self._calls) - 1]
-        if not turn or self._calls[-1]:
-            return "done"
-        return "\n".join(self.tool_format.render(self._gold_call(text)) for text in turn)
+        """The ground truth, a call at a time, and a word to end each turn of the user's."""
+        turn, made = self.task.hidden["gold"][len(self._calls) - 1], len(self._calls[-1])
+        return self.tool_format.render(self._gold_call(turn[made])) if made < len(turn) else "done"
 
     def _next_turn(self, action: str) -> Reply:
         questions = self.task.hidden["entry"]["question"]

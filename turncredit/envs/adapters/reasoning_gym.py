@@ -84,7 +84,7 @@ class ReasoningGym(TextEnv):
         settings = dict(config or {})
         if self.split == "ood":
             settings = dict(ood_config) if ood_config is not None else settings | _harder(task)
-        self._dataset, self._count = _dataset(task, json.dumps(settings, sort_keys=True))
+        self._dataset, self._count = _dataset(task, _Settings(settings))
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """An item of the split."""
@@ -119,15 +119,22 @@ def usable_tasks() -> list[str]:
     return sorted(set(factory.DATASETS) - set(EXCLUDED))
 
 
+class _Settings(dict[str, Any]):
+    """A task's settings, enumerations among them, as the key of a cache."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # they are never changed
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+
 @functools.lru_cache(maxsize=64)
-def _dataset(task: str, settings: str) -> tuple[Any, int]:
+def _dataset(task: str, settings: _Settings) -> tuple[Any, int]:
     """A task's items, by any index, and how many there are."""
     factory = imported("reasoning_gym.factory", "reasoning-gym", "reasoning-gym")
     if task in EXCLUDED:
         raise UserError(f"task {task!r} is left out: {EXCLUDED[task]}")
     if task not in factory.DATASETS:
         raise UserError(f"task {task!r}: reasoning-gym has none of that name{did_you_mean(task, usable_tasks())}")
-    given = {"size": _FINITE, "seed": _FIRST} | json.loads(settings)
+    given = {"size": _FINITE, "seed": _FIRST} | settings
     try:
         made = factory.create_dataset(task, **given)
     except (TypeError, AssertionError, ValueError) as error:

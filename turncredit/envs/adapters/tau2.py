@@ -13,7 +13,7 @@ from turncredit.envs.adapters.packages import imported
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Outcome, Task, Verdict
 from turncredit.errors import UserError, did_you_mean
-from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec
+from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, typed_call
 
 DOMAINS = ("airline", "retail", "telecom")
 STOP = "###STOP###"
@@ -122,12 +122,14 @@ class Tau2(TextEnv):
         """Run the calls; without one, let the customer answer."""
         try:
             calls = self.tool_format.parse(action)
-            known = {spec.name for spec in self.tools}
+            known = {spec.name: spec.parameters for spec in self.tools}
             for call in calls:
                 if call.name not in known:
                     raise MalformedCall(f"unknown tool {call.name!r}{did_you_mean(call.name, known)}")
         except MalformedCall as error:
             return Reply(f"error: {error}", role="tool", valid=False)
+        if not self.tool_format.typed:
+            calls = [typed_call(call, known[call.name]) for call in calls]
         if calls:
             return Reply("\n".join(self._call(call) for call in calls), role="tool")
         self._messages.append(_part("data_model.message").AssistantMessage(role="assistant", content=action))

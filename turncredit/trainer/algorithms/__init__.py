@@ -3,6 +3,7 @@
 from turncredit.trainer.algorithms.additive import Additive
 from turncredit.trainer.algorithms.base import (
     ALGORITHMS,
+    DEMONSTRATION,
     OWN_PROMPT,
     Algorithm,
     GroupCredit,
@@ -20,6 +21,6 @@ from turncredit.trainer.algorithms.rloo import RLOO
 from turncredit.trainer.algorithms.rlsd import RLSD
 from turncredit.trainer.algorithms.sc_grpo import SCGRPO
 
-__all__ = ["ALGORITHMS", "CISPO", "DAPO", "GRPO", "GSPO", "OPD", "OPSD", "OWN_PROMPT", "RLOO", "RLSD", "SCGRPO",
-           "SDPO", "Additive", "Algorithm", "DrGRPO", "GroupCredit", "ReinforcePlusPlus", "make_algorithm",
+__all__ = ["ALGORITHMS", "CISPO", "DAPO", "DEMONSTRATION", "GRPO", "GSPO", "OPD", "OPSD", "OWN_PROMPT", "RLOO", "RLSD",
+           "SCGRPO", "SDPO", "Additive", "Algorithm", "DrGRPO", "GroupCredit", "ReinforcePlusPlus", "make_algorithm",
            "register_algorithm"]

@@ -24,6 +24,7 @@ from turncredit.trainer.loss import reference_penalty
 Floats = NDArray[np.floating[Any]]  # [generated]
 PLUGINS = "turncredit.algorithms"  # the entry-point group in which other packages name theirs
 OWN_PROMPT = -1  # in place of a reference: the teacher reads what the student read
+DEMONSTRATION = -2  # the teacher sees the environment's scripted solution of the task
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class GroupCredit:
 
     kind: str  # the route, for the metrics
     advantages: NDArray[np.float64]  # [G]
-    # [G]: whose trajectory the teacher sees; OWN_PROMPT for nobody's; None for no teacher and weight 1
+    # [G]: whose trajectory the teacher sees; OWN_PROMPT for nobody's, DEMONSTRATION for the environment's; None for no
+    # teacher and weight 1
     references: Sequence[int | None]
     # Where the advantage itself depends on the token weights: from each episode's weights, [generated], to [G].
     # None stands for an episode without a teacher: it had none to begin with, or its reference did not fit.
@@ -134,6 +136,11 @@ class Algorithm(BaseModel):
     def teacher(self) -> Literal["current", "start", "external"]:
         """Whose weights the teacher has: the student's, those that the run started from, or `teacher.path`'s."""
         return "current"
+
+    @property
+    def needs_demonstrations(self) -> bool:
+        """Whether a reference may be DEMONSTRATION."""
+        return False
 
     @property
     def needs_start(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from turncredit.trainer.algorithms.base import OWN_PROMPT, Algorithm, GroupCredit, register_algorithm
+from turncredit.trainer.algorithms.base import DEMONSTRATION, OWN_PROMPT, Algorithm, GroupCredit, register_algorithm
 from turncredit.trainer.credit import route_group
 from turncredit.trainer.head import Measures, TokenScores
 
@@ -24,18 +24,13 @@ Direction = Literal["kl", "reverse_kl", "js"]  # KL(teacher || student), KL(stud
 
 
 class Distillation(Algorithm):
-    """A loss towards a teacher that has seen a correct episode of the group; none where there is no other."""
+    """A loss towards a teacher's distribution, with no advantage beside it."""
 
     distils = True
 
     divergence: Direction = "reverse_kl"
     mixture: float = Field(0.5, gt=0, lt=1)  # the teacher's share in the Jensen-Shannon mixture
     js_limit: float | None = Field(None, gt=0)  # the most that one vocabulary entry adds to "js"
-
-    def score_group(self, rewards: Sequence[float], verified: Sequence[bool], lengths: Sequence[int],
-                    seed: int) -> GroupCredit:
-        route = route_group(rewards, verified, seed, routes=("partial", "single", "all"))
-        return GroupCredit(route.kind, np.zeros(len(rewards)), route.references or [None] * len(rewards))
 
     def token_loss(self, scores: TokenScores, start: Tensor | None, step: int) -> Tensor | None:
         added, divergence = super().token_loss(scores, start, step), self.divergence_of(scores)
@@ -47,6 +42,23 @@ class Distillation(Algorithm):
     def measures(self) -> Measures:
         plain = super().measures
         return Measures(plain.wanted, {*plain.with_gradient, self.divergence}, self.mixture, self.js_limit)
+
+
+class SelfDistillation(Distillation):
+    """The teacher has seen a solution. An episode learns nothing where there is none, or none but itself."""
+
+    solution: Literal["group", "demonstration"] = "group"  # a correct episode of the group, or the environment's own
+
+    def score_group(self, rewards: Sequence[float], verified: Sequence[bool], lengths: Sequence[int],
+                    seed: int) -> GroupCredit:
+        if self.solution == "demonstration":
+            return GroupCredit("demonstration", np.zeros(len(rewards)), [DEMONSTRATION] * len(rewards))
+        route = route_group(rewards, verified, seed, routes=("partial", "single", "all"))
+        return GroupCredit(route.kind, np.zeros(len(rewards)), route.references or [None] * len(rewards))
+
+    @property
+    def needs_demonstrations(self) -> bool:
+        return self.solution == "demonstration"
 
 
 @register_algorithm("opd")
@@ -63,7 +75,7 @@ class OPD(Distillation):
 
 
 @register_algorithm("opsd")
-class OPSD(Distillation):
+class OPSD(SelfDistillation):
     """On-policy self-distillation from the fixed start."""
 
     divergence: Direction = "js"
@@ -75,5 +87,5 @@ class OPSD(Distillation):
 
 
 @register_algorithm("sdpo")
-class SDPO(Distillation):
+class SDPO(SelfDistillation):
     """Self-distillation from the current weights; the paper's averaged teacher is not built."""

@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from turncredit.trainer.algorithms.base import Algorithm, GroupCredit, register_algorithm
+from turncredit.trainer.algorithms.base import DEMONSTRATION, Algorithm, GroupCredit, register_algorithm
 from turncredit.trainer.credit import route_group
 from turncredit.trainer.head import Measures, TokenScores
 
@@ -23,11 +24,18 @@ class RLSD(Algorithm):
 
     share: float = Field(1.0, ge=0, le=1)
     limit: float = Field(0.2, gt=0, le=1)
+    solution: Literal["group", "demonstration"] = "group"  # a correct episode of the group, or the environment's own
 
     def score_group(self, rewards: Sequence[float], verified: Sequence[bool], lengths: Sequence[int],
                     seed: int) -> GroupCredit:
         route = route_group(rewards, verified, seed, routes=("partial", "single"))
+        if self.solution == "demonstration":
+            return GroupCredit("demonstration", route.advantages, [DEMONSTRATION] * len(rewards))
         return GroupCredit(route.kind, route.advantages, route.references or [None] * len(rewards))
+
+    @property
+    def needs_demonstrations(self) -> bool:
+        return self.solution == "demonstration"
 
     def token_advantages(self, scores: TokenScores, advantages: Tensor) -> Tensor:
         if scores.teacher_logprob is None:
