@@ -104,6 +104,9 @@ class RolloutConfig(Strict):
     schedule: Literal["lockstep", "asynchronous"] = Field(
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
+    staleness: Literal[0, 1] = Field(
+        0, description="1: a step is sampled while the one before is trained on, one policy version behind")
+
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:
         if self.temperature != 1 or self.top_p != 1:
@@ -239,6 +242,15 @@ class Config(Strict):
         if self.model.tiny is not None and self.warmstart is None:
             raise ValueError("model.tiny is set without warmstart: a policy made from nothing cannot act; add a "
                              "warmstart section, or set model.path")
+        if self.rollout.staleness and self.trainer.old_logprobs != "recomputed":
+            raise ValueError("rollout.staleness is 1 with trainer.old_logprobs 'sampler': older samples need "
+                             "importance weights; set trainer.old_logprobs to 'recomputed'")
+        if self.rollout.staleness and self.rollout.refills:
+            raise ValueError(f"rollout.staleness is 1 with rollout.refills {self.rollout.refills}: set one of them "
+                             "to 0")
+        if self.rollout.staleness and self.model.lora is not None and self.engine.name == "transformers":
+            raise ValueError("rollout.staleness is 1 with model.lora: the transformers engine has no second copy of an "
+                             "adapter; set engine.name to 'vllm' or rollout.staleness to 0")
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
@@ -246,8 +258,8 @@ class Config(Strict):
             raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
                              "trainer.sharding to 'none'")
         if self.trainer.sharding == "full" and self.engine.name != "transformers":
-            raise ValueError(f"trainer.sharding is 'full' with engine.name {self.engine.name!r}: shares of weights are not "
-                             "sent to an engine; set engine.name to 'transformers' or trainer.sharding to 'none'")
+            raise ValueError(f"trainer.sharding is 'full' with engine.name {self.engine.name!r}: shares of weights are "
+                             "not sent to an engine; set engine.name to 'transformers' or trainer.sharding to 'none'")
         if not self.name or self.name != "/".join(part for part in Path(self.name).parts if part not in ("..", "/")):
             raise ValueError(f"name is {self.name!r}: it must be the name of a folder within {str(self.runs)!r}")
         return self

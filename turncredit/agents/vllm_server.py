@@ -118,17 +118,18 @@ class LocalServer:
         bound = time.monotonic() + START_S
         while time.monotonic() < bound:
             if self._process.poll() is not None:
-                self.close()
-                raise UserError(f"engine: the vLLM server ended while it started: ...{self._tail()}")
+                raise UserError(f"engine: the vLLM server ended while it started: ...{self._last_words()}")
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health",
                                                                       timeout=5):
                 return
             time.sleep(0.2)
-        self.close()
-        raise UserError(f"engine: the vLLM server did not come up in {START_S:g} s: ...{self._tail()}")
+        raise UserError(f"engine: the vLLM server did not come up in {START_S:g} s: ...{self._last_words()}")
 
-    def _tail(self) -> str:
-        return " ".join(Path(self._log.name).read_text(errors="replace").split())[-LOG_TAIL:]
+    def _last_words(self) -> str:
+        """The end of its log, and of it."""
+        log = " ".join(Path(self._log.name).read_text(errors="replace").split())[-LOG_TAIL:]
+        self.close()
+        return log
 
     @property
     def pid(self) -> int:

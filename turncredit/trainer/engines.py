@@ -16,6 +16,7 @@ from turncredit.agents.engine_agent import EngineAgent
 from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import Config
 from turncredit.errors import UserError
+from turncredit.trainer.ahead import CopiedEngine
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.weights import ACCEPTED, Loads, WeightLink, export_untied
@@ -94,6 +95,13 @@ def sampler_for(config: Config, policy: Policy, folder: Path, version: int, worl
         MissingExtra, UserError: it cannot be had, or weights do not arrive whole.
     """
     world, wanted = world or World(), config.engine
+    if config.rollout.staleness and world.size > 1:
+        raise UserError(f"rollout.staleness is 1 with {world.size} processes: set it to 0")
+    if wanted.name == "transformers" and config.rollout.staleness:
+        copied = CopiedEngine(policy, config.rollout.max_batch)
+        copied.policy_version = version
+        link = WeightLink(copied, policy, ACCEPTED[_dtype(config, policy)], config.seed)
+        return Followed(link, world, folder, lambda: None)
     if wanted.name == "transformers":
         sampler: Sampler = Embedded(policy, config.rollout.max_batch)
         sampler.engine.policy_version = version

@@ -24,6 +24,7 @@ from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
+from turncredit.trainer.ahead import SamplingAhead
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.credited import Credit
@@ -72,7 +73,7 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     learner = _learner_of(config, run, policy, world)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
-        run.forget_from(first)
+        run.forget_from(first, keep_episodes=bool(config.rollout.staleness))
     world.wait()
 
     with closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
@@ -91,25 +92,38 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
     rollout = Rollout(agent_for(engine.engine, config, policy), policy.chat, budget_of(config.rollout),
                       config.model.tool_calls)
     sampler = StepSampler(rollout, TaskSampler(config.envs, config.seed), config.rollout, config.seed, world)
+    ahead = SamplingAhead(lambda step: sampler.sample(step, run.write_group), run, config.trainer.steps,
+                          config.rollout.staleness) if config.rollout.staleness else None
+    if ahead is not None:
+        ahead.recall(first, config.rollout.groups)
     health = _Health(config)
     for step in range(first, config.trainer.steps):
         clock = _Clock()
-        sampled = sampler.sample(step, run.write_group)
+        sampled, stale = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0)
         clock.lap("sampling_s")
+        gap: dict[str, float] = {}
+        if ahead is not None:
+            gap = engine.updated(step)
+            clock.lap("weights_s")
+            ahead.begin(step + 1)
         credit = learner.credit(sampled.trained, step)
         clock.lap("credit_s")
         record = TokenRecord(policy.tokenizer)
         update = learner.update(credit, step, record)
         clock.lap("update_s")
-        gap = engine.updated(step + 1)
-        clock.lap("weights_s")
+        if ahead is None:
+            gap = engine.updated(step + 1)
+            clock.lap("weights_s")
+        elif is_saved(config, step):
+            ahead.settle(step + 1)  # a checkpoint goes with the groups that its weights had no part in
         metrics = {"step": step, **episode_metrics(sampled.every), "seconds": seconds_of(sampled.every, policy),
                    "refills": sampled.refills, "groups": len(sampled.every), "groups trained": len(sampled.trained),
-                   **credit.counts, **update, **gap}
+                   "groups stale": stale, **credit.counts, **update, **gap}
         if policy.sharded and is_saved(config, step):
             learner.state.gather()
         if world.first:
-            _keep(config, run, step, learner, record, metrics, clock, engine.engine)
+            _keep(config, run, step, learner, record, metrics, clock,
+                  None if ahead else engine.engine)  # which is sampling
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
@@ -135,7 +149,7 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
-          clock: _Clock, engine: Engine) -> None:
+          clock: _Clock, engine: Engine | None) -> None:
     """Evaluate where it is time, and put a step on the disk: its credit, its metrics, a checkpoint."""
     trainer, policy, done = config.trainer, learner.policy, step + 1
     if step % trainer.credit_every == 0 and record.episodes:
