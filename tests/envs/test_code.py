@@ -64,6 +64,28 @@ def test_failing_visible_tests_show_what_was_expected_and_what_came(make: Any, t
     assert env.step(f"```python\n{env.task.hidden['solution']}```")[1] == 1.0
 
 
+def test_tests_edited_during_the_episode_judge_nothing(make: Any) -> None:
+    env = make("CodeRepl")
+    env.reset(seed=0)
+    name = env.task.hidden["visible"].entry_point
+    edit = f"""
+import builtins, gc, os
+for path in ('tests.py', 'test_{name}.py', 'conftest.py', 'records', 'outcome', 'candidate.py'):
+    open(path, 'w').write('def {name}(*args): return None')
+builtins.{name} = lambda *args: None
+for thing in gc.get_objects():
+    if type(thing) is list and 'expected' in repr(thing)[:200]: thing.clear()
+os.listdir()
+"""
+    assert "conftest.py" in env.step(env.call("run", code=edit))[0]
+    wrong = f"def {name}(*args):\n    return 987654"
+    assert env.step(env.call("test", program=wrong))[0].startswith("3 of 3 tests failed.")
+    assert env.step(wrong)[1] == 0.0
+    env.reset(seed=0)
+    assert "conftest.py" in env.step(env.call("run", code=edit))[0]
+    assert env.step(f"```python\n{env.task.hidden['solution']}```")[1] == 1.0  # the honest twin, behind the same edits
+
+
 def test_the_interpreter_keeps_its_state_within_an_episode_and_not_beyond(make: Any) -> None:
     env = make("CodeRepl")
     env.reset(seed=0)

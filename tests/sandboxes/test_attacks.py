@@ -129,6 +129,15 @@ def test_memory_bomb_of_shared_pages(walled: Driven) -> None:
     result = walled.run(code)
     assert "BREACH" not in result.stdout
     assert result.killed_by == KilledBy.MEMORY or "Error" in result.stderr
+    walled.still_works("""
+        import mmap
+        with open('shared', 'w+b') as file:
+            file.truncate(1 << 20)
+            pages = mmap.mmap(file.fileno(), 1 << 20)
+        pages[5] = 7
+        pages.flush()
+        print(open('shared', 'rb').read()[5])
+    """, "7\n")
 
 
 @pytest.mark.parametrize("folder", [".", "/tmp", "/dev/shm", "/var/tmp"])
@@ -298,6 +307,8 @@ def test_daemon_that_outlives_the_run(walled: Driven) -> None:
     assert (result.stdout, result.exit) == ("main ended\n", 0)
     assert time.monotonic() - began < 5
     walled.alone()
+    walled.still_works(DAEMON.replace("time.sleep(3600)", "os._exit(0)") + "time.sleep(0.2); print('main ended')",
+                       "daemon\nmain ended\n")
 
 
 def test_child_that_holds_stdout_open(walled: Driven) -> None:
@@ -314,3 +325,6 @@ def test_processes_that_outlive_a_session(walled: Driven) -> None:
         assert session.run(DAEMON).exit == 0
         assert session.run("1 + 1").value == "2"
     walled.alone()
+    with walled.session() as session:
+        session.run("import subprocess; child = subprocess.Popen(['cat'], stdin=-1, stdout=-1, text=True)")
+        assert session.run("child.communicate('still there')[0]").value == "'still there'"

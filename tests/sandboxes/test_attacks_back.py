@@ -54,6 +54,7 @@ def test_output_of_odd_bytes(walled: Driven, written: str, seen: str) -> None:
     result = walled.run(f"import os; os.write(1, {written}); os.write(2, {written})")
     assert (result.stdout, result.stderr) == (seen, seen)
     result.stdout.encode()  # no surrogates
+    walled.still_works("print('größe ☃')", "größe ☃\n")
 
 
 def test_code_of_odd_characters(walled: Driven) -> None:
@@ -144,6 +145,31 @@ def test_poisoning_a_warm_zygote(walled: Driven) -> None:
         walled.run(poison)
     for _ in range(4):
         walled.still_works("import json, os; print(json.dumps([1]), os.environ.get('X'))", "[1] None\n")
+
+
+@pytest.mark.parametrize("left", ["", "open('.hidden', 'w').close()", "open('/tmp/x', 'w').write('x' * 9999)"])
+def test_marks_on_the_folders_do_not_reach_later_executions(walled: Driven, left: str) -> None:
+    folders = ["/sandbox/scratch/work", "/sandbox/scratch/tmp", "/sandbox/scratch/shm"]
+    mark = f"""
+        import os
+        for path in {folders}:
+            os.utime(path, (86400, 86400))
+            os.chmod(path, 0o750)
+            try: os.setxattr(path, 'user.mark', b'x')
+            except OSError: pass
+    """
+    look = f"""
+        import os
+        for path in {folders}:
+            about = os.stat(path)
+            print(oct(about.st_mode), about.st_mtime > 86400, os.listdir(path), os.listxattr(path))
+    """
+    fresh = "".join(f"{mode} True [] []\n" for mode in ("0o40755", "0o41777", "0o41777"))
+    for _ in range(4):
+        assert walled.run(mark).exit == 0
+        assert walled.run(left).exit == 0
+        walled.still_works(look, fresh)
+        walled.still_works(look, fresh)
 
 
 def test_poisoning_a_warm_session(walled: Driven) -> None:

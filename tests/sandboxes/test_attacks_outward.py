@@ -72,6 +72,8 @@ def test_this_packages_own_sources(walled: Driven) -> None:
             print('BREACH')
         except ImportError: pass
     """)
+    walled.still_works("import own.errors; print(open(own.errors.__file__).read(3), own.errors.x)", "x=1 1\n",
+                       files={"own/errors.py": b"x=1"})
 
 
 def test_writing_outside(walled: Driven) -> None:
@@ -134,6 +136,8 @@ def test_what_earlier_runs_left_in_the_zygotes_heap(walled: Driven) -> None:
                    collect=["f"])
     for secret in secrets * 2:
         assert "FOUND" not in walled.attack(scan(secret)).stdout
+    twin = walled.hostile("own = sys.stdin.read()\n" + scan(secrets[0]), stdin=secrets[0].encode())
+    assert "FOUND" in twin.stdout  # what an execution was given itself, it finds
 
 
 def test_network(walled: Driven) -> None:
@@ -179,6 +183,15 @@ def test_sockets_in_the_file_system(walled: Driven, tmp_path: Path) -> None:
         for path in ('{tmp_path}/s', '/run/docker.sock', '/var/run/docker.sock'):
             attempt(path, socket.socket(socket.AF_UNIX).connect, path)
     """)
+    walled.still_works("""
+        import asyncio, os
+        async def main():
+            server = await asyncio.start_unix_server(lambda reader, writer: writer.close(), 'folder/s')
+            reader, writer = await asyncio.open_unix_connection('folder/s')
+            print(await reader.read())
+            writer.close(); server.close()
+        os.mkdir('folder'); asyncio.run(main())
+    """, "b''\n")
 
 
 def test_signals_to_others(walled: Driven) -> None:

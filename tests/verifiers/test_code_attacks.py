@@ -338,3 +338,5 @@ def test_nothing_of_an_attack_is_left_on_the_host(home: str, tmp_path: Path) -> 
               f"    try: open({str(mark)!r}, 'w')\n    except OSError: pass\n    return P()"
     assert judge_code(program, KINDS["calls"], home).passed is False
     assert not mark.exists()
+    writes = "with open('mark', 'w') as file:\n    file.write('x')\nassert open('mark').read() == 'x'\n"
+    assert judge_code(writes + HONEST, KINDS["calls"], home).passed

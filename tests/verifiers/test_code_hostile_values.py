@@ -71,6 +71,10 @@ def test_a_function_of_the_setup_cannot_be_redefined(home: str) -> None:
 def test_a_function_that_the_setup_forgot_is_not_looked_for_in_the_candidate(home: str) -> None:
     report = judged("def is_same(a, b):\n    return True\ndef f(n):\n    return 0", "assert is_same(f(2), 4)", home)
     assert report.passed is None and "is_same" in report.reason
+    given = "def is_same(a, b):\n    return a == b"
+    own = "def is_same(a, b):\n    return True\ndef f(n):\n    return {}"  # of the same name, and no attack
+    assert judged(own.format("n + n"), "assert is_same(f(2), 4)", home, given).passed
+    assert judged(own.format("0"), "assert is_same(f(2), 4)", home, given).passed is False
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -109,6 +113,7 @@ def test_hidden_inputs_stay_out_of_what_the_agent_sees(home: str, leak: str) -> 
     assert report.passed is False
     assert hidden not in report.message(9) + report.reason + repr(report.cases) and "visible" in report.message(9)
     assert hidden in repr([case.private for case in report.cases])
+    assert judge_code("import sys\ndef f(n):\n    print(n, file=sys.stderr)\n    return 1", tests, home).passed
 
 
 def test_a_program_that_reads_the_job_cannot_tell_it_by_failing_to_load(home: str) -> None:
@@ -117,6 +122,8 @@ def test_a_program_that_reads_the_job_cannot_tell_it_by_failing_to_load(home: st
     report = judge_code(spy, CodeTests([Call(("hidden-input",), expected=1)], "f"), home)
     assert report.passed is False and "ValueError" in report.message()
     assert "hidden-input" not in report.message() and "hidden-input" in repr(report.cases[0].private)
+    twin = "try:\n    raise ValueError\nexcept ValueError:\n    pass\ndef f(n):\n    return len(n)"
+    assert judge_code(twin, CodeTests([Call(("hidden-input",), expected=12)], "f"), home).passed
 
 
 def test_a_visible_test_does_not_run_beside_hidden_inputs(home: str) -> None:
@@ -124,6 +131,7 @@ def test_a_visible_test_does_not_run_beside_hidden_inputs(home: str) -> None:
            "'HID' + 'DEN' in x])")
     tests = CodeTests([Call(("visible",), expected=1, hidden=False), Call(("HIDDEN",), expected=1)], "f")
     assert "HIDDEN" not in judge_code(spy, tests, home).message(9)
+    assert judge_code("import gc\ndef f(n):\n    return 1 if gc.get_objects() else 0", tests, home).passed
 
 
 TIME_WASTERS = {
@@ -152,6 +160,8 @@ def test_a_program_that_never_loads_is_not_loaded_for_every_test(home: str) -> N
     started = time.monotonic()
     report = judge_code("while True: pass", tests, home)
     assert {case.status for case in report.cases} == {Status.LOAD} and time.monotonic() - started < 3
+    slow = "import time\ntime.sleep(0.2)\ndef f(n):\n    return n"
+    assert judge_code(slow, CodeTests([Call((n,), expected=n) for n in range(20)], "f"), home).passed
 
 
 def test_a_stopped_timekeeper_does_not_stop_the_judge(home: str) -> None:

@@ -209,8 +209,8 @@ class Learner:
         own = []
         for taught in (True, False):
             alike = [part for part in parts if (episodes[part[0]].teacher_prompt is not None) == taught]
-            rounds = [alike[at:at + size] for at in range(0, len(alike), size)]
-            own += [(parts[rank], True) if rank < len(parts) else (parts[0], False) for parts in rounds]
+            own += [(alike[at + rank], True) if at + rank < len(alike) else (alike[at], False)
+                    for at in range(0, len(alike), size)]
         return own
 
     def _take_step(self, step: int, finite: bool) -> None:

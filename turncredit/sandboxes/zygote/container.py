@@ -54,7 +54,7 @@ class Scratch(slot.Scratch):
         """See `slot.Scratch.prepare`."""
         root.make_folders(self.owner)
 
-    def clear(self) -> None:
+    def clear(self, limits: dict[str, Any]) -> None:
         """See `slot.Scratch.clear`."""
         empty(root.SCRATCH)
 

@@ -79,6 +79,17 @@ def make_folders(owner: int | None) -> None:
             os.chown(path, owner, owner)
 
 
+def remove_folders() -> bool:
+    """Remove the scratch file system's folders; False where an execution left anything at all on it."""
+    try:
+        for path in (WORK, TEMPORARY, SHARED):
+            os.rmdir(path)
+    except OSError:
+        return False
+    state = os.statvfs(SCRATCH)
+    return state.f_bfree == state.f_blocks and state.f_ffree == state.f_files - 1
+
+
 def resize_scratch(*, file_bytes: int, files: int) -> None:
     options = _scratch_options(file_bytes, files)
     syscalls.mount(None, SCRATCH, None, MS_REMOUNT | MS_NOSUID | MS_NODEV, options)
