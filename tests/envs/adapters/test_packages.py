@@ -103,8 +103,10 @@ def test_reasoning_gym_reads_an_unreadable_answer_as_wrong_not_as_unknown() -> N
     assert env.step("<answer>no idea</answer>")[1] == 0.0
 
 
-def test_reasoning_gym_s_settings_keep_their_enumerations() -> None:
+def test_reasoning_gym_s_settings_keep_their_enumerations_and_bad_ones_are_refused() -> None:
     pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
+    with pytest.raises(UserError, match="give config, or ood_config"):
+        make("ReasoningGym", task="countdown", split="ood")
     env = make("ReasoningGym", task="aiw", split="ood")
     env.reset(seed=0)
     assert env.step(env.expert_action())[1] == 1.0

@@ -143,6 +143,9 @@ def _dataset(task: str, settings: _Settings) -> tuple[Any, int]:
         made[_MANY - 1]
     except IndexError:
         return made, int(given["size"])
+    except ValueError as error:  # countdown's curriculum, for one: most of its items fail, after seconds
+        raise UserError(f"task {task!r}: the package cannot make items with these settings: {error}; give config, or "
+                        "ood_config for split 'ood'") from None
     return made, _MANY
 
 

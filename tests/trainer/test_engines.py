@@ -1,0 +1,77 @@
+"""Whole runs with vLLM, in process and as a server: `make vllm` installs it and runs this."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turncredit.config import Config, EngineConfig, parse_config
+from turncredit.errors import UserError
+
+PANTRY = {"id": "turncredit/Pantry-v0", "arguments": {"level": 1}}
+
+
+def config_of(folder: Path, **engine: Any) -> Config:
+    return parse_config({
+        "runs": str(folder), "seed": 5, "envs": [PANTRY], "engine": engine,
+        "model": {"tiny": {"width": 64, "layers": 2, "heads": 2, "context": 256, "vocabulary": 400},
+                  "tool_calls": "plain"},
+        "rollout": {"groups": 2, "group_size": 4, "turn_tokens": 8, "episode_tokens": 16, "context_tokens": 200},
+        "trainer": {"steps": 3, "lr": 1e-2, "old_logprobs": "recomputed"},
+        "warmstart": {"envs": [PANTRY], "steps": 30, "lr": 3e-3, "batch": 4, "demonstrations": 32}})
+
+
+def test_an_engine_s_name_alone_is_enough_and_settings_of_another_are_refused() -> None:
+    assert EngineConfig.model_validate("vllm").name == "vllm"
+    base = {"model": {"path": "."}, "envs": [PANTRY]}
+    assert parse_config({**base, "engine": "vllm-server"}).engine.name == "vllm-server"
+    with pytest.raises(UserError, match=r"engine.name is 'vllm': engine.servers and engine.python are for 'vllm-serv"):
+        parse_config({**base, "engine": {"name": "vllm", "servers": ["http://localhost:8000/v1"]}})
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-server"])
+def test_a_run_samples_with_vllm_and_its_weights_follow_the_trainer_s(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    with Display(None) as display:
+        run = train(config_of(tmp_path, name=name), display)
+    metrics = run.read_metrics()
+    assert len(metrics) == 3
+    assert all(line["updated"] for line in metrics), "the weights changed"
+    assert all(line["sampler_gap_max"] < 1e-4 for line in metrics)
+    assert not (run.path / "engine").exists()
+    episodes = list(run.read_episodes())
+    assert [e.policy_version for e in episodes] == [e.step for e in episodes]
+    for line in metrics:
+        assert abs(line["sampler_ratio_mean"] - 1) < 1e-4, "what was sampled is what is scored"
+
+
+def test_a_server_ends_with_what_started_it(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    from turncredit.agents.vllm_server import LocalServer
+
+    with pytest.raises(UserError, match="the vLLM server ended while it started"):
+        LocalServer(tmp_path / "none")
+    child = os.fork()
+    if child == 0:
+        server = None
+        try:
+            import turncredit.agents.vllm_server as module
+
+            module.LocalServer._wait_until_up = lambda self: None  # type: ignore[method-assign]
+            server = LocalServer(tmp_path / "none")
+            (tmp_path / "pid").write_text(str(server.pid))
+        finally:
+            os._exit(0)  # without a word to the server
+    os.waitpid(child, 0)
+    pid = int((tmp_path / "pid").read_text())
+    bound = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < bound:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()

@@ -1,0 +1,178 @@
+"""The engine that a run samples with: the trainer's own model, or one whose weights follow the trainer's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+
+from turncredit.agents.asynchronous import AsynchronousAgent
+from turncredit.agents.base import Engine, Sampling
+from turncredit.agents.engine_agent import EngineAgent
+from turncredit.agents.transformers_engine import TransformersEngine
+from turncredit.config import Config
+from turncredit.errors import UserError
+from turncredit.trainer.ahead import CopiedEngine
+from turncredit.trainer.parallel import World
+from turncredit.trainer.policy import Policy
+from turncredit.trainer.weights import ACCEPTED, Loads, WeightLink, export_untied
+
+
+class Sampler(Protocol):
+    """An engine that samples from a policy that is being trained."""
+
+    engine: Engine
+
+    def updated(self, version: int) -> dict[str, float]:
+        """The policy has new weights; returns metrics about them."""
+
+    def close(self) -> None:
+        """End what was started for it."""
+
+
+class Embedded:
+    """The trainer's own model: every change of a weight is seen at once."""
+
+    def __init__(self, policy: Policy, max_batch: int) -> None:
+        self.engine: Engine = TransformersEngine(policy.model, max_batch, policy.precision)
+
+    def updated(self, version: int) -> dict[str, float]:
+        """Nothing has to be sent."""
+        self.engine.policy_version = version
+        return {}
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+class Followed:
+    """An engine with weights of its own, which are the policy's after each update: compared, and refused if not.
+
+    Args:
+        link: between the two.
+        world: the first process alone sends; all of them sample.
+        folder: where weights were written; it goes too.
+        close: ends what was started.
+    """
+
+    def __init__(self, link: WeightLink, world: World, folder: Path, close: Callable[[], None]) -> None:
+        self._link, self._world, self._folder, self._close = link, world, folder, close
+        self.engine: Engine = link.engine
+        try:
+            if world.first:
+                link.try_out()
+        except BaseException:
+            self.close()
+            raise
+        world.wait()
+
+    def updated(self, version: int) -> dict[str, float]:
+        """Send the weights; the gap of logprobs as metrics."""
+        found = {}
+        if self._world.first:
+            found = {f"sampler_gap_{name}": value for name, value in asdict(self._link.send(version)).items()}
+        self._world.wait()
+        self.engine.policy_version = version
+        return found
+
+    def close(self) -> None:
+        """End what was started."""
+        self._close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def sampler_for(config: Config, policy: Policy, folder: Path, version: int, world: World | None = None) -> Sampler:
+    """The engine that the configuration names, with the policy's weights.
+
+    Args:
+        folder: where weights are written for engines that read them from files.
+        version: updates that the policy has seen.
+    Raises:
+        MissingExtra, UserError: it cannot be had, or weights do not arrive whole.
+    """
+    world, wanted = world or World(), config.engine
+    if config.rollout.staleness and world.size > 1:
+        raise UserError(f"rollout.staleness is 1 with {world.size} processes: set it to 0")
+    if wanted.name == "transformers" and config.rollout.staleness:
+        copied = CopiedEngine(policy, config.rollout.max_batch)
+        copied.policy_version = version
+        link = WeightLink(copied, policy, ACCEPTED[_dtype(config, policy)], config.seed)
+        return Followed(link, world, folder, lambda: None)
+    if wanted.name == "transformers":
+        sampler: Sampler = Embedded(policy, config.rollout.max_batch)
+        sampler.engine.policy_version = version
+        return sampler
+    if wanted.name == "vllm" and world.size > 1:
+        raise UserError(f"engine.name is 'vllm' with {world.size} processes: each would load a model of its own; "
+                        "set it to 'vllm-server'")
+    engine, close = (_in_process if wanted.name == "vllm" else _server)(config, policy, folder, world)
+    engine.policy_version = version
+    accepted = wanted.accepted_difference or ACCEPTED[_dtype(config, policy)]
+    return Followed(WeightLink(engine, policy, accepted, config.seed), world, folder, close)
+
+
+def _in_process(config: Config, policy: Policy, folder: Path, world: World) -> tuple[Loads, Callable[[], None]]:
+    from turncredit.agents.vllm_engine import VllmEngine
+
+    _export(config, policy, folder)
+    engine = VllmEngine(folder, _context(config, policy), config.rollout.max_batch, _dtype(config, policy),
+                        config.engine.cache_gb, config.engine.memory_share)
+    return cast(Loads, engine), engine.close
+
+
+def _server(config: Config, policy: Policy, folder: Path, world: World) -> tuple[Loads, Callable[[], None]]:
+    from turncredit.agents.vllm_server import LocalServer, VllmServers
+
+    wanted, started = config.engine, None
+    urls = list(wanted.servers)
+    if world.first:
+        _export(config, policy, folder)
+        if not urls:
+            started = LocalServer(folder, wanted.python, _context(config, policy), config.rollout.max_batch,
+                                  _dtype(config, policy), wanted.cache_gb, wanted.memory_share)
+            urls = [started.url]
+    urls = world.gathered(urls)[0]
+    try:
+        engine = VllmServers(urls, policy.chat, folder, concurrency=config.rollout.max_batch,
+                             timeout_s=config.rollout.engine_timeout_s)
+    except BaseException:
+        if started is not None:
+            started.close()
+        raise
+
+    def close() -> None:
+        if started is not None:
+            started.close()
+
+    return cast(Loads, engine), close
+
+
+def _export(config: Config, policy: Policy, folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    export_untied(policy, folder, torch.float32)
+
+
+def _context(config: Config, policy: Policy) -> int:
+    """No longer than episodes are; with a token to spare, since vLLM counts the one that it samples."""
+    return min(policy.max_context, config.rollout.context_tokens + 1)
+
+
+def _dtype(config: Config, policy: Policy) -> str:
+    """What the trainer computes in, unless another is asked for."""
+    if config.engine.dtype != "auto":
+        return config.engine.dtype
+    in_bf16 = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and policy.device.type == "cuda")
+    return "bfloat16" if in_bf16 else "float32"
+
+
+def agent_for(engine: Engine, config: Config, policy: Policy, sampling: Sampling | None = None,
+              ) -> EngineAgent | AsynchronousAgent:
+    """An agent with that engine, on the configuration's schedule."""
+    kind: Any = AsynchronousAgent if config.rollout.schedule == "asynchronous" else EngineAgent
+    agent: EngineAgent | AsynchronousAgent = kind(engine, policy.chat, sampling, config.rollout.engine_timeout_s)
+    return agent
