@@ -21,7 +21,7 @@ from turncredit.agents.tiny import learn_tokenizer
 from turncredit.evaluate.floors import CEILING, bound_rollout
 from turncredit.rollout import Budget, TaskRef
 
-ROUNDS = 1
+ROUNDS = 2
 ARGUMENTS = {"ScienceWorld": {"tasks": ["find-plant", "find-animal", "lifespan-longest-lived"]}}
 
 

@@ -15,7 +15,7 @@ import pytest
 import turncredit
 from turncredit.cli import main
 from turncredit.envs.check import Finding, check
-from turncredit.errors import UserError
+from turncredit.errors import MissingExtra, UserError
 
 
 def _load() -> Any:
@@ -81,6 +81,29 @@ def test_there_are_enough_of_them_and_each_row_is_broken_by_some() -> None:
 @pytest.mark.parametrize("name", ["Arithmetic", "Calculator", "Brackets", "LeftToRight", "Pantry"])
 def test_environments_that_we_ship_pass(name: str) -> None:
     findings = check(f"turncredit/{name}-v0", quick=True)
+    assert [(f.row, f.detail) for f in findings if f.verdict == "fail"] == []
+
+
+QUESTIONS = [{"question": f"What is {n} times {n + 3}?", "answer": str(n * (n + 3))} for n in range(11, 80)]
+PROBLEMS = [{"task_id": f"Add/{n}", "prompt": f'def add_{n}(a, b):\n    """Return a + b + {n}."""\n',
+             "entry_point": f"add_{n}", "canonical_solution": f"    return a + b + {n}\n",
+             "test": f"def check(candidate):\n    assert candidate(1, 2) == {n + 3}\n"
+                     f"    assert candidate(9, -4) == {n + 5}\n"}
+            for n in range(40)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Questions", "CodeProblems", "Code", "CodeRepl", "MathPython", "DataAnalysis",
+                                  "WebShop", "FrozenLake", "Taxi", "CliffWalking", "MiniGrid"])
+def test_environments_that_take_longer_pass_too(name: str, tmp_path: Path) -> None:
+    rows = {"Questions": QUESTIONS, "CodeProblems": PROBLEMS}.get(name)
+    if rows is not None:
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    try:
+        findings = check(f"turncredit/{name}-v0", {} if rows is None else {"data": str(tmp_path / "rows.jsonl")},
+                         quick=True)
+    except MissingExtra as error:
+        pytest.skip(str(error))
     assert [(f.row, f.detail) for f in findings if f.verdict == "fail"] == []
 
 
