@@ -54,6 +54,19 @@ class VllmEngine:
         self._engine: Any = self._llm.llm_engine
         self.max_context = int(self._engine.model_config.max_model_len)
         self._added = 0
+        self._threads = self._threads_now()
+
+    def _threads_now(self) -> int:
+        import torch
+
+        return torch.get_num_threads()
+
+    def _keep_threads(self) -> None:
+        """OpenMP counts for each thread of ours, and vLLM's attention fails where that is not as it loaded."""
+        import torch
+
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
 
     def _for_this_device(self) -> dict[str, Any]:
         """On the CPU, compiling takes minutes, and version 0.32 dies of seeds where it reads a prompt in parts."""
@@ -125,6 +138,7 @@ class _Requests:
         self._refused = []
         if not self._under_way:
             return ended
+        self._owner._keep_threads()
         for output in self._engine.step():
             if output.finished and output.request_id in self._under_way:
                 ended.append((self._under_way.pop(output.request_id), self._sample_of(output.outputs[0])))

@@ -1,0 +1,103 @@
+"""Our runner over bare vLLM: tokens a second on the same prompts and lengths, measured alternately in one run.
+
+Needs vllm (see `make vllm`): OMP_NUM_THREADS=1 build/vllm/bin/python benchmarks/vllm_runner.py. Random weights in the
+shape of SmolLM2-135M-Instruct with --layers layers. Also prints how far logprobs are from the trainer's, by dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from turncredit.agents import AsynchronousAgent, Request
+from turncredit.agents.tiny import learn_tokenizer
+from turncredit.agents.vllm_engine import VllmEngine
+from turncredit.config import ModelConfig
+from turncredit.trainer.policy import Policy
+from turncredit.trainer.weights import agreement, export_untied
+
+
+def policy_of(layers: int) -> Policy:
+    """SmolLM2's shape, random weights, a small tokenizer: prompts are random ids."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=None, pad_token_id=None, initializer_range=0.05))
+    return Policy(model, learn_tokenizer(["What is 12 + 7?"], 400), ModelConfig(path="."))
+
+
+def bare(engine: VllmEngine, prompts: list[list[int]], limits: list[int]) -> float:
+    """Seconds that vLLM's own `generate` takes."""
+    parameters = [engine._vllm.SamplingParams(temperature=1.0, max_tokens=n, ignore_eos=True, seed=i, logprobs=0,
+                                              detokenize=False) for i, n in enumerate(limits)]
+    began = time.perf_counter()
+    outputs = engine._llm.generate([{"prompt_token_ids": p} for p in prompts], parameters, use_tqdm=False)
+    took = time.perf_counter() - began
+    assert [len(o.outputs[0].token_ids) for o in outputs] == limits
+    return took
+
+
+def ours(engine: VllmEngine, policy: Policy, prompts: list[list[int]], limits: list[int]) -> float:
+    """Seconds that as many episodes take which ask for a turn each, by way of the agent."""
+    agent = AsynchronousAgent(engine, policy.chat)
+
+    async def run() -> list[Any]:
+        seats = [agent.start(None) for _ in prompts]
+        said = await asyncio.gather(*(seat.act(Request(p, n, i)) for i, (seat, p, n) in enumerate(
+            zip(seats, prompts, limits))))
+        for seat in seats:
+            seat.end()
+        return list(said)
+
+    agent.chat = _Unstopped()  # as bare: no token ends a turn
+    began = time.perf_counter()
+    samples = asyncio.run(run())
+    took = time.perf_counter() - began
+    assert [len(s.token_ids) for s in samples] == limits
+    return took
+
+
+class _Unstopped:
+    stop_ids: tuple[int, ...] = ()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    wanted = parser.parse_args()
+    policy = policy_of(wanted.layers)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(100, 40_000, 60).tolist() for _ in range(wanted.batch)]
+    limits = [int(n) for n in rng.integers(16, 65, wanted.batch)]
+    best = {"bare": float("inf"), "ours": float("inf")}
+    gaps = {}
+    with tempfile.TemporaryDirectory() as folder:
+        export_untied(policy, Path(folder))
+        engine = VllmEngine(folder, 512, wanted.batch, "float32")
+    gaps["float32"] = agreement(engine, policy, 0)
+    for _ in range(wanted.repeats):
+        for name, measure in (("bare", lambda: bare(engine, prompts, limits)),
+                              ("ours", lambda: ours(engine, policy, prompts, limits))):
+            engine.forget()  # so that nobody reads from the other's cache
+            best[name] = min(best[name], measure())
+    print(json.dumps({"layers": wanted.layers, "batch": wanted.batch, "threads": engine._threads,
+                      "bare_tokens_per_second": round(sum(limits) / best["bare"], 1),
+                      "ours_tokens_per_second": round(sum(limits) / best["ours"], 1),
+                      "ratio": round(best["bare"] / best["ours"], 3),
+                      "gap": {name: [gap.mean, gap.max] for name, gap in gaps.items()}}))
+
+
+if __name__ == "__main__":
+    main()
