@@ -104,8 +104,8 @@ class RolloutConfig(Strict):
     schedule: Literal["lockstep", "asynchronous"] = Field(
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
-    staleness: Literal[0, 1] = Field(
-        0, description="1: a step is sampled while the one before is trained on, one policy version behind")
+    staleness: int = Field(
+        0, ge=0, le=16, description="policy versions: so many steps are sampled while earlier ones are trained on")
 
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:
@@ -243,14 +243,14 @@ class Config(Strict):
             raise ValueError("model.tiny is set without warmstart: a policy made from nothing cannot act; add a "
                              "warmstart section, or set model.path")
         if self.rollout.staleness and self.trainer.old_logprobs != "recomputed":
-            raise ValueError("rollout.staleness is 1 with trainer.old_logprobs 'sampler': older samples need "
-                             "importance weights; set trainer.old_logprobs to 'recomputed'")
+            raise ValueError(f"rollout.staleness is {self.rollout.staleness} with trainer.old_logprobs 'sampler': "
+                             "older samples need importance weights; set trainer.old_logprobs to 'recomputed'")
         if self.rollout.staleness and self.rollout.refills:
-            raise ValueError(f"rollout.staleness is 1 with rollout.refills {self.rollout.refills}: set one of them "
-                             "to 0")
+            raise ValueError(f"rollout.staleness is {self.rollout.staleness} with rollout.refills "
+                             f"{self.rollout.refills}: set one of them to 0")
         if self.rollout.staleness and self.model.lora is not None and self.engine.name == "transformers":
-            raise ValueError("rollout.staleness is 1 with model.lora: the transformers engine has no second copy of an "
-                             "adapter; set engine.name to 'vllm' or rollout.staleness to 0")
+            raise ValueError(f"rollout.staleness is {self.rollout.staleness} with model.lora: the transformers engine "
+                             "has no second copy of an adapter; set engine.name to 'vllm' or rollout.staleness to 0")
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")

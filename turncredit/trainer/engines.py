@@ -19,7 +19,7 @@ from turncredit.errors import UserError
 from turncredit.trainer.ahead import CopiedEngine
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
-from turncredit.trainer.weights import ACCEPTED, Loads, WeightLink, export_untied
+from turncredit.trainer.weights import ACCEPTED, Agreement, Loads, Probes, WeightLink, export_untied
 
 
 class Sampler(Protocol):
@@ -74,15 +74,44 @@ class Followed:
         """Send the weights; the gap of logprobs as metrics."""
         found = {}
         if self._world.first:
-            found = {f"sampler_gap_{name}": value for name, value in asdict(self._link.send(version)).items()}
+            found = _gap(self._link.send(version))
         self._world.wait()
         self.engine.policy_version = version
         return found
+
+    def later(self, version: int) -> WeightsOnTheWay:
+        """The policy's weights as they stand, to be loaded by another thread while the policy is trained."""
+        return WeightsOnTheWay(self._link, version)
 
     def close(self) -> None:
         """End what was started."""
         self._close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class WeightsOnTheWay:
+    """Weights of one version: loaded where the engine is driven, compared where the policy is."""
+
+    def __init__(self, link: WeightLink, version: int) -> None:
+        self._link, self._version, self._snapshot = link, version, link.snapshot()
+        self._probes: Probes | None = None
+
+    def load(self) -> None:
+        """Give them to the engine."""
+        self._probes = self._link.load(self._snapshot, self._version)
+
+    def compare(self) -> dict[str, float]:
+        """The gap of logprobs, as metrics.
+
+        Raises:
+            UserError: they did not arrive whole.
+        """
+        assert self._probes is not None, "they were not loaded yet"
+        return _gap(self._link.compare(self._probes, self._snapshot))
+
+
+def _gap(found: Agreement) -> dict[str, float]:
+    return {f"sampler_gap_{name}": value for name, value in asdict(found).items()}
 
 
 def sampler_for(config: Config, policy: Policy, folder: Path, version: int, world: World | None = None) -> Sampler:
@@ -96,7 +125,7 @@ def sampler_for(config: Config, policy: Policy, folder: Path, version: int, worl
     """
     world, wanted = world or World(), config.engine
     if config.rollout.staleness and world.size > 1:
-        raise UserError(f"rollout.staleness is 1 with {world.size} processes: set it to 0")
+        raise UserError(f"rollout.staleness is {config.rollout.staleness} with {world.size} processes: set it to 0")
     if wanted.name == "transformers" and config.rollout.staleness:
         copied = CopiedEngine(policy, config.rollout.max_batch)
         copied.policy_version = version

@@ -6,7 +6,7 @@ followed by a comparison: what the engine samples is scored by the trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,22 @@ class Agreement:
     max: float
 
 
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """A few texts, and what an engine sampled behind them."""
+
+    contexts: list[list[int]]
+    samples: list[Sample | EngineError]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A policy's weights at one time, which stay as they are while it is trained."""
+
+    trained: list[Tensor]  # in the order of the parameters that are trained
+    weights: dict[str, Tensor]  # as an engine takes them
+
+
 def untied_weights(policy: Policy) -> dict[str, Tensor]:
     """The weights as an engine takes them: an adapter merged, and an output head of its own."""
     model = policy.model
@@ -67,13 +83,17 @@ def export_untied(policy: Policy, folder: Path, dtype: torch.dtype = torch.float
     policy.tokenizer.save_pretrained(folder)
 
 
-@torch.no_grad()
 def agreement(engine: Engine, policy: Policy, seed: int) -> Agreement:
     """Sample a few texts, and hold the engine's logprobs of them against the trainer's.
 
     Raises:
         EngineError: it gave no samples.
     """
+    return compared(probed(engine, policy, seed), policy)
+
+
+def probed(engine: Engine, policy: Policy, seed: int) -> Probes:
+    """Let an engine sample a few texts; no weight of the policy is looked at."""
     prompt = policy.chat.first_prompt("", "1")
     rng = np.random.default_rng(seed_of(seed, "probe"))
     vocabulary = policy.head.weight.shape[0]
@@ -81,8 +101,18 @@ def agreement(engine: Engine, policy: Policy, seed: int) -> Agreement:
     requests = [Request(c, PROBE_TOKENS, seed_of(seed, "probe", i)) for i, c in enumerate(contexts)]
     samples = engine.generate(requests, Sampling(), [])
     engine.forget()
+    return Probes(contexts, list(samples))
+
+
+@torch.no_grad()
+def compared(probes: Probes, policy: Policy) -> Agreement:
+    """Hold an engine's logprobs against the trainer's, as its weights stand.
+
+    Raises:
+        EngineError: it gave no samples.
+    """
     differences = []
-    for context, sample in zip(contexts, samples, strict=True):
+    for context, sample in zip(probes.contexts, probes.samples, strict=True):
         if not isinstance(sample, Sample):
             raise EngineError(f"it gave no sample for a comparison: {sample}")
         ids = np.asarray(sample.token_ids, np.int32)
@@ -130,9 +160,37 @@ class WeightLink:
         self.engine.policy_version = version
         return self.last
 
+    def snapshot(self) -> Snapshot:
+        """The policy's weights as they stand, in memory of their own."""
+        copies = {p.data_ptr(): p.detach().to("cpu", copy=True) for p in _trained(self.policy)}
+        weights = untied_weights(self.policy)
+        return Snapshot(list(copies.values()), {name: copies.get(w.data_ptr(), w) for name, w in weights.items()})
+
+    def load(self, snapshot: Snapshot, version: int) -> Probes:
+        """Give the engine a snapshot, and let it sample; the policy may be trained meanwhile."""
+        self.engine.load(snapshot.weights.items())
+        self.engine.policy_version = version
+        return self._probed(version)
+
+    def compare(self, probes: Probes, snapshot: Snapshot) -> Agreement:
+        """Hold what was sampled with a snapshot against the trainer's logprobs with the same weights.
+
+        Raises:
+            UserError: they are not the same.
+        """
+        with _as_it_was(self.policy, snapshot):
+            self.last = self._accepted(probes)
+        return self.last
+
     def _send(self, version: int) -> Agreement:
         self.engine.load(untied_weights(self.policy).items())
-        found = agreement(self.engine, self.policy, seed_of(self.seed, version + 1))
+        return self._accepted(self._probed(version))
+
+    def _probed(self, version: int) -> Probes:
+        return probed(self.engine, self.policy, seed_of(self.seed, version + 1))
+
+    def _accepted(self, probes: Probes) -> Agreement:
+        found = compared(probes, self.policy)
         if not found.mean <= self.accepted:
             raise UserError(f"engine: after new weights its logprobs differ from the trainer's by {found.mean:.2g} "
                             f"nats on average ({found.max:.2g} at most), and engine.accepted_difference is "
@@ -146,14 +204,36 @@ def _changed(policy: Policy, seed: int) -> Iterator[None]:
     """The policy with every weight moved by about a tenth, for a while."""
     generator = torch.Generator().manual_seed(seed_of(seed, "trial") % (1 << 63))
     parameters: list[Any] = list(policy.model.parameters())
-    before = [p.detach().clone() for p in parameters]
-    try:
+    with _restored(parameters):
         with torch.no_grad():
             for p in parameters:
                 noise = torch.randn(p.shape, generator=generator).to(p)
                 p.mul_(1 + 0.1 * noise)
         yield
+
+
+@contextmanager
+def _as_it_was(policy: Policy, snapshot: Snapshot) -> Iterator[None]:
+    """The policy with the weights of a snapshot, for a while."""
+    parameters = _trained(policy)
+    with _restored(parameters):
+        with torch.no_grad():
+            for p, earlier in zip(parameters, snapshot.trained, strict=True):
+                p.copy_(earlier)
+        yield
+
+
+@contextmanager
+def _restored(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever is done to the parameters within is undone behind it."""
+    before = [p.detach().clone() for p in parameters]
+    try:
+        yield
     finally:
         with torch.no_grad():
             for p, old in zip(parameters, before):
                 p.copy_(old)
+
+
+def _trained(policy: Policy) -> list[Tensor]:
+    return [p for p in policy.model.parameters() if p.requires_grad]
