@@ -92,11 +92,15 @@ class Learner:
         if self.algorithm.scores_batch and credit.episodes:
             self._score_batch(credit.episodes)
         if self.algorithm.fixes_weights:
-            for part in self.scorer.micro_batches(credit.episodes):
-                chosen = [credit.episodes[i] for i in part]
-                for one, weights in zip(chosen, self.scorer.weights(chosen)):
-                    one.weights = weights
+            whole = [list(range(len(credit.episodes)))]
+            for part in whole if self.algorithm.weighs_batch else self.scorer.micro_batches(credit.episodes):
+                self._fix_weights([credit.episodes[i] for i in part])
         return credit
+
+    def _fix_weights(self, episodes: Sequence[CreditedEpisode]) -> None:
+        """Weigh the tokens of these as one unit, by the weights as they stand."""
+        for one, weights in zip(episodes, self.scorer.weights(episodes)):
+            one.weights = weights
 
     def _score_batch(self, episodes: Sequence[CreditedEpisode]) -> None:
         """An advantage for each token, by the algorithm's look at the whole batch."""
@@ -182,6 +186,8 @@ class Learner:
                   record: TokenRecord | None, step: int) -> tuple[float, float]:
         """Put the gradient of a mini-batch into the parameters, clipped; returns the loss and the norm before that."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.algorithm.weighs_batch and not self.algorithm.fixes_weights:
+            self._fix_weights(episodes)
         count = self.algorithm.denominator(len(episodes), sum(one.episode.generated_count for one in episodes))
         loss = 0.0
         for part, counts in self._own_parts(episodes):
