@@ -168,7 +168,8 @@ class Learner:
         statistics.merge(self.world)
         return statistics.summary(loss=float(np.mean(losses)) if losses else 0.0,
                                   gradient_norm=float(np.mean(norms)) if norms else 0.0,
-                                  updates=len(losses) - (not finite), updated=bool(losses) and finite)
+                                  updates=len(losses) - (not finite), updated=bool(losses) and finite,
+                                  weights_finite=self._weights_are_finite())
 
     def _mini_batches(self, count: int, step: int) -> list[tuple[int, list[int]]]:
         """The pass and the episodes of each optimiser step, drawn anew in each pass; in order, so that neighbours
@@ -226,6 +227,12 @@ class Learner:
             with self.policy.seconds.on("optimizer"):
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _weights_are_finite(self) -> bool:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm: Any = torch.nn.utils.get_total_norm(parameters)
+        return bool((norm.full_tensor() if self.policy.sharded else norm).isfinite())
 
     @torch.no_grad()
     def _old_logprobs(self, episodes: Sequence[CreditedEpisode], statistics: TokenStatistics) -> dict[str, _Old]:
