@@ -402,7 +402,8 @@ def test_what_silent_episodes_have_in_common_is_named(episodes, reasons, finishe
     one = next(iter(finished[0].read_episodes()))
     silence, made = Silence(), []
     for reward, stop, valid in episodes:
-        made.append(replace(one, stop=StopReason(stop), verdict=Verdict(reward, None if reward is None else reward == 1),
+        verdict = Verdict(reward, None if reward is None else reward == 1)
+        made.append(replace(one, stop=StopReason(stop), verdict=verdict,
                             turns=[replace(turn, valid=valid) for turn in one.turns]))
     silence.add(made)
     found = silence.reasons()
