@@ -192,7 +192,8 @@ async def main() -> None:
     given = parser.parse_args()
     problems = load(Path(given.data)) if given.data else []
     async with await Sandbox.open(given.home) as sandbox:
-        figures: dict[str, Any] = {"home": given.home, "load": os.getloadavg()[0], "latency": await latency(sandbox, given.rounds)}
+        figures: dict[str, Any] = {"home": given.home, "load": os.getloadavg()[0]}
+        figures["latency"] = await latency(sandbox, given.rounds)
         if problems:
             figures["known good"] = await known_good(sandbox, problems)
             drawn = random.Random(0).sample(problems, min(given.mutate, len(problems)))
