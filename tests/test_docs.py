@@ -1,7 +1,7 @@
 """Every code block of the README and the documentation runs, or is held against what would run it.
 
 Python is executed, each block by itself, in an empty folder with a finished run in runs/mine. Of shell blocks, the
-commands that take seconds are run and the others are parsed by the real command line, with the configurations and suites
+commands that take seconds are run, and the others parsed by the real command line, with the configurations and suites
 that they name. YAML is checked by the models of configurations and suites. A block that needs what this machine has not
 says so on the line above it: <!-- not run: needs a GPU -->, or <!-- needs: ray --> for a package.
 """
