@@ -19,7 +19,7 @@ import yaml
 from turncredit.agents.base import Engine, Sampling
 from turncredit.cluster.environments import environments_for
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
-from turncredit.episode import Group, StopReason
+from turncredit.episode import Group
 from turncredit.errors import UserError
 from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Environments, Rollout
@@ -28,9 +28,9 @@ from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.ahead import SamplingAhead
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
-from turncredit.trainer.credited import Credit
 from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
+from turncredit.trainer.health import Health
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
@@ -53,16 +53,13 @@ class Watcher(Protocol):
         """A step of the loop is done."""
 
 
-class TrainingStopped(UserError):
-    """The run stopped itself, and says why."""
-
-
 def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     """Train as the configuration says; returns the run folder, with the final policy in `policy/`.
 
     Raises:
         UserError: bad input, at the start.
-        TrainingStopped: no learning signal, or non-finite updates, for a configured number of steps.
+        TrainingStopped: no learning signal, or non-finite updates, for a configured number of steps; or weights that
+            are not finite.
     """
     world = World.join()
     run = open_run(config, resume) if world.first else RunFolder(config.folder)
@@ -98,7 +95,7 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
                           config.rollout.staleness) if config.rollout.staleness else None
     if ahead is not None:
         ahead.recall(first, config.rollout.groups)
-    health = _Health(config)
+    health = Health(config)
     for step in range(first, config.trainer.steps):
         clock = _Clock()
         sampled, stale = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0)
@@ -113,6 +110,9 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
         record = TokenRecord(policy.tokenizer)
         update = learner.update(credit, step, record)
         clock.lap("update_s")
+        if world.first and not update["weights_finite"]:
+            _save_refused(run, step, policy)
+        health.check_weights(update)
         if ahead is None:
             gap = engine.updated(step + 1)
             clock.lap("weights_s")
@@ -313,32 +313,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._at
         self._at = now
-
-
-class _Health:
-    """Stops a run that goes nowhere, with the reason."""
-
-    def __init__(self, config: Config) -> None:
-        self.settings, self.folder = config.trainer, config.folder
-        self.refused = self.silent = 0
-        self.stops: Counter[StopReason] = Counter()
-
-    def check(self, groups: Sequence[Group], credit: Credit, update: dict[str, Any]) -> None:
-        episodes = [e for group in groups for e in group.episodes]
-        if all(e.stop is StopReason.ENGINE_ERROR for e in episodes):
-            raise TrainingStopped(f"stopped: the engine failed in every episode of a step, the last time with "
-                                  f"{episodes[-1].error}")
-        self.stops.update(e.stop for e in episodes)
-        has_signal = credit.has_signal
-        self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
-        self.silent = 0 if has_signal else self.silent + 1
-        if self.refused >= self.settings.refused_steps:
-            raise TrainingStopped(f"stopped: {self.refused} updates in a row had a non-finite loss or gradient; "
-                                  f"the last one's episodes and weights are in {self.folder / 'refused'}")
-        if self.silent >= self.settings.silent_steps:
-            counted = ", ".join(f"{reason}: {count}" for reason, count in self.stops.most_common())
-            raise TrainingStopped(f"stopped: no learning signal in {self.silent} updates in a row (all rewards of each "
-                                  f"group were equal, or unknown); episodes ended so: {counted}")
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
