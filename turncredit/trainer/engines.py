@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from turncredit.agents.adapter_files import AdapterFiles
 from turncredit.agents.asynchronous import AsynchronousAgent
 from turncredit.agents.base import Engine, Sampling
 from turncredit.agents.engine_agent import EngineAgent
@@ -17,6 +18,7 @@ from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import Config
 from turncredit.errors import UserError
 from turncredit.trainer.ahead import CopiedEngine
+from turncredit.trainer.lora import adapter_settings
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.weights import ACCEPTED, Agreement, Loads, Probes, WeightLink, export_untied
@@ -138,22 +140,25 @@ def sampler_for(config: Config, policy: Policy, folder: Path, version: int, worl
     if wanted.name == "vllm" and world.size > 1:
         raise UserError(f"engine.name is 'vllm' with {world.size} processes: each would load a model of its own; "
                         "set it to 'vllm-server'")
-    engine, close = (_in_process if wanted.name == "vllm" else _server)(config, policy, folder, world)
+    adapter = AdapterFiles(folder, adapter_settings(policy.model)) if wanted.lora == "adapter" else None
+    engine, close = (_in_process if wanted.name == "vllm" else _server)(config, policy, folder, world, adapter)
     engine.policy_version = version
     accepted = wanted.accepted_difference or ACCEPTED[_dtype(config, policy)]
-    return Followed(WeightLink(engine, policy, accepted, config.seed), world, folder, close)
+    return Followed(WeightLink(engine, policy, accepted, config.seed, adapter is not None), world, folder, close)
 
 
-def _in_process(config: Config, policy: Policy, folder: Path, world: World) -> tuple[Loads, Callable[[], None]]:
+def _in_process(config: Config, policy: Policy, folder: Path, world: World,
+                adapter: AdapterFiles | None) -> tuple[Loads, Callable[[], None]]:
     from turncredit.agents.vllm_engine import VllmEngine
 
     _export(config, policy, folder)
     engine = VllmEngine(folder, _context(config, policy), config.rollout.max_batch, _dtype(config, policy),
-                        config.engine.cache_gb, config.engine.memory_share)
+                        config.engine.cache_gb, config.engine.memory_share, adapter)
     return cast(Loads, engine), engine.close
 
 
-def _server(config: Config, policy: Policy, folder: Path, world: World) -> tuple[Loads, Callable[[], None]]:
+def _server(config: Config, policy: Policy, folder: Path, world: World,
+            adapter: AdapterFiles | None) -> tuple[Loads, Callable[[], None]]:
     from turncredit.agents.vllm_server import LocalServer, VllmServers
 
     wanted, started = config.engine, None
@@ -162,11 +167,12 @@ def _server(config: Config, policy: Policy, folder: Path, world: World) -> tuple
         _export(config, policy, folder)
         if not urls:
             started = LocalServer(folder, wanted.python, _context(config, policy), config.rollout.max_batch,
-                                  _dtype(config, policy), wanted.cache_gb, wanted.memory_share)
+                                  _dtype(config, policy), wanted.cache_gb, wanted.memory_share,
+                                  None if adapter is None else adapter.room)
             urls = [started.url]
     urls = world.gathered(urls)[0]
     try:
-        engine = VllmServers(urls, policy.chat, folder, concurrency=config.rollout.max_batch,
+        engine = VllmServers(urls, policy.chat, folder, adapter, concurrency=config.rollout.max_batch,
                              timeout_s=config.rollout.engine_timeout_s)
     except BaseException:
         if started is not None:
@@ -183,7 +189,7 @@ def _server(config: Config, policy: Policy, folder: Path, world: World) -> tuple
 def _export(config: Config, policy: Policy, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    export_untied(policy, folder, torch.float32)
+    export_untied(policy, folder, torch.float32, adapted=config.engine.lora == "merged")
 
 
 def _context(config: Config, policy: Policy) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from turncredit.errors import EngineError, UserError
 from turncredit.seeds import seed_of
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.head import Measures
-from turncredit.trainer.lora import has_adapter, merged_weights
+from turncredit.trainer.lora import adapter_weights, has_adapter, merged_weights
 from turncredit.trainer.policy import Policy
 
 PROBES, PROBE_TOKENS = 4, 16
@@ -61,24 +61,25 @@ class Snapshot:
     weights: dict[str, Tensor]  # as an engine takes them
 
 
-def untied_weights(policy: Policy) -> dict[str, Tensor]:
-    """The weights as an engine takes them: an adapter merged, and an output head of its own."""
+def untied_weights(policy: Policy, adapted: bool = True) -> dict[str, Tensor]:
+    """The weights as an engine takes them: an adapter merged (or left out), and an output head of its own."""
     model = policy.model
-    weights = merged_weights(model) if has_adapter(model) else dict(model.state_dict())
+    weights = merged_weights(model, adapted) if has_adapter(model) else dict(model.state_dict())
     head = next(name for name, module in model.named_modules() if module is policy.head)
     weights.setdefault(f"{head}.weight", policy.head.weight)
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 
-def export_untied(policy: Policy, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the policy so that every tensor of it can be replaced in an engine."""
+def export_untied(policy: Policy, folder: Path, dtype: torch.dtype = torch.float32, adapted: bool = True) -> None:
+    """Write the policy so that every tensor of it can be replaced in an engine; its base alone if not `adapted`."""
     config = type(policy.model.config).from_dict(policy.model.config.to_dict())
     config.tie_word_embeddings, config.dtype = False, dtype
     config.architectures = [type(policy.model).__name__]
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     # A copy of each: tensors that share memory are not written twice.
-    weights = {name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in untied_weights(policy).items()}
+    weights = {name: tensor.to("cpu", dtype, copy=True).contiguous()
+               for name, tensor in untied_weights(policy, adapted).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     policy.tokenizer.save_pretrained(folder)
 
@@ -131,22 +132,23 @@ class WeightLink:
         policy: whose weights it gets.
         accepted: the largest mean difference of logprobs, in nats.
         seed: of the samples that are compared.
+        adapter: whether the engine has the base already, and gets the policy's adapter alone.
     """
 
-    def __init__(self, engine: Loads, policy: Policy, accepted: float, seed: int) -> None:
-        self.engine, self.policy, self.accepted, self.seed = engine, policy, accepted, seed
+    def __init__(self, engine: Loads, policy: Policy, accepted: float, seed: int, adapter: bool = False) -> None:
+        self.engine, self.policy, self.accepted, self.seed, self.adapter = engine, policy, accepted, seed, adapter
         self.last: Agreement | None = None
 
     def try_out(self) -> None:
         """Send other weights and see whether all of them arrive; then send the policy's.
 
         An update of small steps would change logprobs less than rounding does, so a tensor that stays behind could not
-        be told. With every tensor changed at once by a tenth it can.
+        be told. With every tensor that is trained changed at once by a tenth it can.
 
         Raises:
             UserError: some do not arrive: the engine cannot be trained with.
         """
-        with _changed(self.policy, self.seed):
+        with _changed(_trained(self.policy), self.seed):
             self._send(-1)
         self.send(self.engine.policy_version)
 
@@ -163,7 +165,7 @@ class WeightLink:
     def snapshot(self) -> Snapshot:
         """The policy's weights as they stand, in memory of their own."""
         copies = {p.data_ptr(): p.detach().to("cpu", copy=True) for p in _trained(self.policy)}
-        weights = untied_weights(self.policy)
+        weights = self._weights()
         return Snapshot(list(copies.values()), {name: copies.get(w.data_ptr(), w) for name, w in weights.items()})
 
     def load(self, snapshot: Snapshot, version: int) -> Probes:
@@ -183,8 +185,11 @@ class WeightLink:
         return self.last
 
     def _send(self, version: int) -> Agreement:
-        self.engine.load(untied_weights(self.policy).items())
+        self.engine.load(self._weights().items())
         return self._accepted(self._probed(version))
+
+    def _weights(self) -> dict[str, Tensor]:
+        return adapter_weights(self.policy.model) if self.adapter else untied_weights(self.policy)
 
     def _probed(self, version: int) -> Probes:
         return probed(self.engine, self.policy, seed_of(self.seed, version + 1))
@@ -200,15 +205,17 @@ class WeightLink:
 
 
 @contextmanager
-def _changed(policy: Policy, seed: int) -> Iterator[None]:
-    """The policy with every weight moved by about a tenth, for a while."""
+def _changed(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
+    """Every weight moved by about a tenth for a while, and those of a new adapter, which are 0, by as much."""
     generator = torch.Generator().manual_seed(seed_of(seed, "trial") % (1 << 63))
-    parameters: list[Any] = list(policy.model.parameters())
     with _restored(parameters):
         with torch.no_grad():
             for p in parameters:
                 noise = torch.randn(p.shape, generator=generator).to(p)
-                p.mul_(1 + 0.1 * noise)
+                if p.any():
+                    p.mul_(1 + 0.1 * noise)
+                else:
+                    p.add_(0.1 * noise)
         yield
 
 
