@@ -227,6 +227,13 @@ class EvaluationConfig(Strict):
     leakage: Literal["report", "refuse", "ignore"] = Field("report", description="evaluated tasks among trained ones")
 
 
+class TrackingConfig(Strict):
+    """Where a run's numbers go beside its folder. Each tracker is an extra of its own name."""
+
+    to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list, description="accelerate's")
+    project: str = Field("turncredit", min_length=1, description="under which W&B and trackio file the run")
+
+
 class Config(Strict):
     """A whole run."""
 
@@ -243,6 +250,7 @@ class Config(Strict):
     trainer: TrainerConfig = TrainerConfig()
     warmstart: WarmstartConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _algorithm_is_known(self) -> Config:
