@@ -59,8 +59,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def commands_page() -> str:
     """Every command with its help, from the command line itself."""
     lines = ["# The command line", "", "Exit codes: 0 all is well; 1 something was examined and is not as it should be "
-             "(`envs check`, `sandbox check`, `audit`, `replay`); 2 bad input, in one sentence; 130 interrupted, in one "
-             "sentence that says how to go on. `turncredit --install-completion` sets up the shell's completion of "
+             "(`envs check`, `sandbox check`, `audit`, `replay`); 2 bad input, in one sentence; 130 interrupted, in "
+             "one sentence that says how to go on. `turncredit --install-completion` sets up the shell's completion of "
              "commands, environments and suites. `--json` prints what a script reads.", ""]
     for path, text in commands():
         lines += [f"## {path}", "", "```text", text, "```", ""]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from turncredit.errors import UserError
+from turncredit.errors import UserError, did_you_mean
 from turncredit.sandboxes.base import KilledBy, Limits, Sandbox, SandboxError
 from turncredit.sandboxes.docker import DockerSandbox
 from turncredit.sandboxes.e2b import E2bSandbox
@@ -166,7 +166,7 @@ def check(homes: Sequence[str] = (), console: Console | None = None, as_json: bo
     console = console or Console()
     for home in homes:
         if home not in HOMES:
-            raise UserError(f"sandbox {home!r} is unknown (known: {', '.join(HOMES)})")
+            raise UserError(f"sandbox {home!r} is unknown{did_you_mean(home, HOMES)} (known: {', '.join(HOMES)})")
     failed, told = False, {}
     for home in homes or HOMES:
         with Console(stderr=True).status(f"trying {home}"):
