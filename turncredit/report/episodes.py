@@ -53,7 +53,7 @@ class EpisodeIndex:
     def _add_row(self, episode: Episode, number: int, credit: EpisodeCredit | None) -> None:
         row = (number, episode.id, episode.step, episode.env_id, episode.split, episode.task_id, episode.reward,
                episode.passed, str(episode.stop), len(episode.turns), episode.generated_count,
-               credit.route if credit else None, credit is not None)
+               credit.route if credit else None, credit is not None and "weight" in credit.values)
         for name, value in zip(COLUMNS, row):
             self.columns[name].append(value)
 
