@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow vllm docker soak llm docs browser trl clean
+.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,16 @@ browser: $(VENV)/.installed  ## the report's page in a real Chromium, where one 
 trl: $(VENV)/.installed  ## SC-GRPO and our environments in TRL's own trainer, held against ours
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'
 	$(BIN)/python -m pytest tests/integrations/test_trl.py
+
+# Ray brings packages that nothing else here needs, so it lives in an environment of its own.
+build/ray/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/ray
+	build/ray/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	build/ray/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,ray]'
+	touch $@
+
+ray: build/ray/.installed  ## a Ray cluster of several nodes on this machine, some of which are killed; minutes
+	OMP_NUM_THREADS=1 build/ray/bin/python -m pytest tests/cluster
 
 clean:
 	rm -rf $(VENV) build *.egg-info

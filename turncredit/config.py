@@ -140,6 +140,30 @@ class EngineConfig(Strict):
         return self
 
 
+class ClusterConfig(Strict):
+    """Where environments run. `cluster: ray` is short for {name: ray}."""
+
+    name: Literal["none", "ray"] = Field("none", description="none: in this process; ray: in a cluster's workers")
+    address: str | None = Field(None, description="host:port of the head node, or auto; null: this machine alone")
+    workers: int | None = Field(None, ge=1, description="processes that hold environments; null: as many as fit")
+    worker_cpus: float = Field(1.0, gt=0, description="CPUs that each takes")
+    wait_s: float = Field(60.0, gt=0, description="the longest wait for a worker to begin")
+    runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's, such as {py_modules: [./my_envs]}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> ClusterConfig:
+        others = sorted(self.model_fields_set - {"name"})
+        if self.name == "none" and any(getattr(self, name) != type(self).model_fields[name].get_default(
+                call_default_factory=True) for name in others):
+            raise ValueError(f"cluster.name is 'none' with {', '.join(others)} set: set it to 'ray', or leave them out")
+        return self
+
+
 class TeacherConfig(Strict):
     """The self-conditioned teacher's prompt."""
 
@@ -214,6 +238,7 @@ class Config(Strict):
     algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "sc-grpo"})
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
     teacher: TeacherConfig = TeacherConfig()
     trainer: TrainerConfig = TrainerConfig()
     warmstart: WarmstartConfig | None = None
@@ -418,6 +443,8 @@ def sentence_of(error: ValidationError, prefix: str = "") -> str:
     message = first["msg"].removeprefix("Value error, ")
     of_a_part = first["type"] == "value_error" and isinstance(first["input"], dict)  # it names its own values
     value = "" if of_a_part else f" is {first['input']!r}"
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        message += did_you_mean(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     return f"config: {key}{value}: {message}" if key else f"config: {message}"
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -62,6 +62,33 @@ class Budget:
                 raise UserError(f"budget.{name} is {getattr(self, name)}: it must be above 0")
 
 
+class Environments(Protocol):
+    """Where environments are made."""
+
+    def make(self, env_id: str, **arguments: Any) -> Any:
+        """An environment: what has `reset`, `step`, `close` and `unwrapped`."""
+
+    def ready(self) -> None:
+        """Called before episodes begin. Raises UserError where no environment can be made any more."""
+
+    def close(self) -> None:
+        """End what was started for them; the environments are closed already."""
+
+
+class Here:
+    """In this process."""
+
+    def make(self, env_id: str, **arguments: Any) -> Any:
+        """As the registry makes it."""
+        return make(env_id, **arguments)
+
+    def ready(self) -> None:
+        """Always."""
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
 class Rollout:
     """Runs an agent in environments, which are made once and used again.
 
@@ -71,13 +98,15 @@ class Rollout:
         budget: the bounds of an episode.
         tool_calls: the format in which the agent writes tool calls, "json" or "plain".
         on_episode: called with each finished episode.
+        environments: where they are made; in this process by default.
     """
 
     def __init__(self, agent: Agent, chat: ChatFormat, budget: Budget | None = None, tool_calls: str = "json",
-                 on_episode: Callable[[Episode], None] | None = None) -> None:
+                 on_episode: Callable[[Episode], None] | None = None, environments: Environments | None = None) -> None:
         self.agent, self.chat, self.budget = agent, chat, budget or Budget()
         self.tool_calls = tool_format(tool_calls)
         self.on_episode = on_episode
+        self.environments = environments or Here()
         self._idle: dict[str, list[Any]] = {}
 
     def sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int = 0,
@@ -112,6 +141,7 @@ class Rollout:
                 on_group(group)
             return group
 
+        self.environments.ready()
         # Every episode has its place before the first one moves, so that the first batch holds them all.
         envs = [[self._environment(task) for _ in range(group_size)] for task in tasks]
         seats = [[(self.agent.start(env), env) for env in group] for group in envs]
@@ -124,7 +154,7 @@ class Rollout:
             env = idle.pop()
         else:
             try:
-                env = make(task.env_id, **task.arguments)
+                env = self.environments.make(task.env_id, **task.arguments)
             except UserError:
                 raise
             except Exception as error:  # the author's code, such as a server that is away: it ends its episode alone

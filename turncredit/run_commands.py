@@ -1,4 +1,4 @@
-"""The commands that look at a run: report, audit, replay, watch."""
+"""The commands that look at a run: report, audit, replay, watch, credit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turncredit.errors import UserError
+from turncredit.heatmap.command import credit
 
 if TYPE_CHECKING:
     from turncredit.audit import Finding
@@ -27,7 +28,7 @@ Runs = Annotated[list[Path], typer.Argument(help="run folders, such as runs/quic
 
 def add_commands(app: typer.Typer) -> None:
     """Put them on the command line."""
-    for command in (report, audit, replay, watch):
+    for command in (report, audit, replay, watch, credit):
         app.command()(command)
 
 

@@ -124,3 +124,26 @@ def test_nothing_is_wider_than_a_phone_in_light_and_dark(opened: Any) -> None:
         colours.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert opened.evaluate("document.documentElement.scrollWidth") <= 390
     assert len(set(colours)) == 2
+
+
+def test_the_credit_page_shows_two_checkpoints_side_by_side_with_the_numbers_of_each(browser: Any, trained_run: Path,
+                                                                                     tmp_path: Path) -> None:
+    from turncredit.heatmap.page import write_page
+    from turncredit.heatmap.scored import score
+    from turncredit.heatmap.trajectories import read_reference, read_task
+    from turncredit.trainer.start import policy_of
+
+    told, seen = read_task(f"{trained_run}/000002-0000-000", None, None), read_reference("@calculate a=1 op=+ b=2")
+    scored = [score(*policy_of(str(path), "plain"), told, seen, path.name) for path in (trained_run / "start",
+                                                                                         trained_run)]
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(write_page(scored, tmp_path / "credit.html").as_uri())
+    page.wait_for_selector("body[data-ready=all]")
+    for side, one in enumerate(scored, 1):
+        token = page.locator(f".sides > div:nth-child({side}) .t[data-place='0']")
+        token.hover()
+        shown = dict(row.split("\t") for row in page.locator("#tip table").inner_text().splitlines())
+        assert float(shown["weight f"]) == pytest.approx(one.weight[0], rel=1e-3, abs=1e-8)
+        assert float(shown["teacher probability"]) == pytest.approx(np.exp(one.teacher_logprob[0]), rel=1e-3, abs=1e-8)
+        assert one.model in page.locator(f".sides > div:nth-child({side}) .quiet").inner_text()
+    page.close()

@@ -35,7 +35,8 @@ def write_report(runs: Sequence[RecordedRun], out: Path, episodes: int = EPISODE
     templates = Environment(loader=PackageLoader("turncredit.report", "page"), autoescape=True)
     html = templates.get_template("page.html.jinja").render(
         title=", ".join(run.name for run in runs), runs=[overview(run) for run in runs], settings=settings_table(runs),
-        style=_asset("page.css"), script=_asset("page.js"), plotly=_plotly(), charts=Markup(packed(figures(runs))),
+        style=asset("page.css"), shared=asset("heatmap.js"), script=asset("page.js"), plotly=_plotly(),
+        charts=Markup(packed(figures(runs))),
         index=Markup(packed({"columns": index.columns, "runs": [run.name for run in runs]})),
         vocabularies=[Markup(packed(v)) for v in index.vocabularies], chunks=[Markup(c) for c in index.chunks])
     return write_whole(out, lambda path: path.write_text(html, encoding="utf-8"))
@@ -74,7 +75,8 @@ def _ends(values: Sequence[float]) -> tuple[str, str]:
     return f"{np.mean(values[:count]):.3f}", f"{np.mean(values[-count:]):.3f}"
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A style or script of the page, as it stands."""
     return Markup((Path(__file__).parent / "page" / name).read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from turncredit.errors import UserError
+from turncredit.errors import UserError, did_you_mean
 from turncredit.sandboxes.base import KilledBy, Limits, Sandbox, SandboxError
 from turncredit.sandboxes.docker import DockerSandbox
 from turncredit.sandboxes.e2b import E2bSandbox
@@ -165,7 +165,7 @@ def check(homes: Sequence[str] = (), console: Console | None = None) -> int:
     console = console or Console()
     for home in homes:
         if home not in HOMES:
-            raise UserError(f"sandbox {home!r} is unknown (known: {', '.join(HOMES)})")
+            raise UserError(f"sandbox {home!r} is unknown{did_you_mean(home, HOMES)} (known: {', '.join(HOMES)})")
     failed = False
     for home in homes or HOMES:
         findings = asyncio.run(check_home(home))

@@ -17,19 +17,20 @@ import numpy as np
 import yaml
 
 from turncredit.agents.base import Engine, Sampling
+from turncredit.cluster.environments import environments_for
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
-from turncredit.episode import Group, StopReason
+from turncredit.episode import Group
 from turncredit.errors import UserError
 from turncredit.evaluate import Leak, Score, evaluate, leakage
-from turncredit.rollout import Budget, Rollout
+from turncredit.rollout import Budget, Environments, Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.ahead import SamplingAhead
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
-from turncredit.trainer.credited import Credit
 from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
+from turncredit.trainer.health import Health
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
@@ -52,16 +53,13 @@ class Watcher(Protocol):
         """A step of the loop is done."""
 
 
-class TrainingStopped(UserError):
-    """The run stopped itself, and says why."""
-
-
 def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     """Train as the configuration says; returns the run folder, with the final policy in `policy/`.
 
     Raises:
         UserError: bad input, at the start.
-        TrainingStopped: no learning signal, or non-finite updates, for a configured number of steps.
+        TrainingStopped: no learning signal, or non-finite updates, for a configured number of steps; or weights that
+            are not finite.
     """
     world = World.join()
     run = open_run(config, resume) if world.first else RunFolder(config.folder)
@@ -76,8 +74,9 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
         run.forget_from(first, keep_episodes=bool(config.rollout.staleness))
     world.wait()
 
-    with closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
-        _train(config, run, watcher, learner, engine, first, world)
+    with closing(environments_for(config, world)) as environments, \
+            closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
+        _train(config, run, watcher, learner, engine, first, world, environments)
     if world.first:
         write_whole(run.path / "policy", policy.export)
     world.wait()
@@ -86,17 +85,17 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
 
 
 def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, engine: Sampler, first: int,
-           world: World) -> None:
+           world: World, environments: Environments) -> None:
     """The steps from `first` on."""
     policy = learner.policy
     rollout = Rollout(agent_for(engine.engine, config, policy), policy.chat, budget_of(config.rollout),
-                      config.model.tool_calls)
+                      config.model.tool_calls, environments=environments)
     sampler = StepSampler(rollout, TaskSampler(config.envs, config.seed), config.rollout, config.seed, world)
     ahead = SamplingAhead(lambda step: sampler.sample(step, run.write_group), run, config.trainer.steps,
                           config.rollout.staleness) if config.rollout.staleness else None
     if ahead is not None:
         ahead.recall(first, config.rollout.groups)
-    health = _Health(config)
+    health = Health(config)
     for step in range(first, config.trainer.steps):
         clock = _Clock()
         sampled, stale = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0)
@@ -111,6 +110,9 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
         record = TokenRecord(policy.tokenizer)
         update = learner.update(credit, step, record)
         clock.lap("update_s")
+        if world.first and not update["weights_finite"]:
+            _save_refused(run, step, policy)
+        health.check_weights(update)
         if ahead is None:
             gap = engine.updated(step + 1)
             clock.lap("weights_s")
@@ -123,7 +125,8 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
             learner.state.gather()
         if world.first:
             _keep(config, run, step, learner, record, metrics, clock,
-                  None if ahead else engine.engine)  # which is sampling
+                  None if ahead else engine.engine,  # which is sampling
+                  environments)
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
@@ -149,14 +152,14 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
-          clock: _Clock, engine: Engine | None) -> None:
+          clock: _Clock, engine: Engine | None, environments: Environments) -> None:
     """Evaluate where it is time, and put a step on the disk: its credit, its metrics, a checkpoint."""
     trainer, policy, done = config.trainer, learner.policy, step + 1
     if step % trainer.credit_every == 0 and record.episodes:
         record.write(run.credit / f"step-{step:06d}.parquet")
     metrics |= record.class_means()
     if config.evaluation.every and done % config.evaluation.every == 0:
-        metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy, engine)]
+        metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy, engine, environments)]
         keep_best(run, policy, metrics["evaluation"])
         clock.lap("evaluation_s")
     metrics |= clock.seconds
@@ -201,7 +204,8 @@ def open_run(config: Config, resume: bool) -> RunFolder:
     if resume:
         if not file.exists():
             raise UserError(f"{run.path} holds no run to resume: leave out --resume")
-        changed = _differences(yaml.safe_load(file.read_text()), settings)
+        elsewhere = {"cluster": settings["cluster"]}  # may be another one: nothing that is sampled depends on it
+        changed = _differences(yaml.safe_load(file.read_text()) | elsewhere, settings)
         if changed:
             raise UserError(f"{run.path} was run with another configuration; these keys differ: {', '.join(changed)}")
     leaks = [] if resume else leaks_of(config)
@@ -253,12 +257,13 @@ def budget_of(r: RolloutConfig) -> Budget:
     return Budget(r.turn_tokens, r.episode_tokens, r.context_tokens, r.step_timeout_s)
 
 
-def evaluate_policy(config: Config, policy: Policy, engine: Engine | None = None) -> list[Score]:
+def evaluate_policy(config: Config, policy: Policy, engine: Engine | None = None,
+                    environments: Environments | None = None) -> list[Score]:
     """Evaluate on `evaluation.envs`, with tasks and draws that are the same at each call; by default embedded."""
     wanted = config.evaluation
     engine = engine or Embedded(policy, config.rollout.max_batch).engine
     agent = agent_for(engine, config, policy, Sampling(wanted.temperature, wanted.top_p))
-    rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls)
+    rollout = Rollout(agent, policy.chat, budget_of(config.rollout), config.model.tool_calls, environments=environments)
     scores = evaluate(rollout, wanted.envs, wanted.tasks, wanted.k, seed_of(config.seed, "evaluation"),
                       side_by_side=config.rollout.max_batch)
     rollout.close()
@@ -308,32 +313,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._at
         self._at = now
-
-
-class _Health:
-    """Stops a run that goes nowhere, with the reason."""
-
-    def __init__(self, config: Config) -> None:
-        self.settings, self.folder = config.trainer, config.folder
-        self.refused = self.silent = 0
-        self.stops: Counter[StopReason] = Counter()
-
-    def check(self, groups: Sequence[Group], credit: Credit, update: dict[str, Any]) -> None:
-        episodes = [e for group in groups for e in group.episodes]
-        if all(e.stop is StopReason.ENGINE_ERROR for e in episodes):
-            raise TrainingStopped(f"stopped: the engine failed in every episode of a step, the last time with "
-                                  f"{episodes[-1].error}")
-        self.stops.update(e.stop for e in episodes)
-        has_signal = credit.has_signal
-        self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
-        self.silent = 0 if has_signal else self.silent + 1
-        if self.refused >= self.settings.refused_steps:
-            raise TrainingStopped(f"stopped: {self.refused} updates in a row had a non-finite loss or gradient; "
-                                  f"the last one's episodes and weights are in {self.folder / 'refused'}")
-        if self.silent >= self.settings.silent_steps:
-            counted = ", ".join(f"{reason}: {count}" for reason, count in self.stops.most_common())
-            raise TrainingStopped(f"stopped: no learning signal in {self.silent} updates in a row (all rewards of each "
-                                  f"group were equal, or unknown); episodes ended so: {counted}")
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
