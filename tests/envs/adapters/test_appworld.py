@@ -90,12 +90,12 @@ def test_splits_are_the_package_s_sets(make: Any) -> None:
 
 
 def test_whatever_an_agent_writes_is_survived_and_nothing_is_no_answer(make: Any) -> None:
-    env = make(code_timeout_s=1, shown=200, max_turns=12)
+    env = make(code_timeout_s=1, shown=200, max_turns=13)
     env.reset(seed=0)
     for code, said, valid in [("def f(", "Syntax error in line", False), ("", "No code available", False),
                               ("\x00", "Message: source code|null bytes", False), ("print('\ud800')", "?", True),
                               ("1/0", "ZeroDivisionError", True), ("raise SystemExit", "Execution failed", True),
-                              ("open('/etc/passwd')", "not allowed", True), ("(" * 9000, "", False),
+                              ("open('/etc/passwd')", "not allowed", True), ("(" * 9000, "", False), ("x" * 100_001, "more than", False),
                               ("while True: pass", "timed out after 1 seconds", True),
                               ("print('9' * 9000)", "more characters", True), ("x = 1", "successful", True)]:
         observation, _, over, _, info = env.step(code)

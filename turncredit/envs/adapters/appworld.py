@@ -41,6 +41,7 @@ uvicorn.run(app, uds=sys.argv[1], log_level="warning")
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _EXPERIMENT = "turncredit"
 _START_S = 180.0
+_LONGEST = 100_000  # characters of code
 
 
 class PackageTests:
@@ -131,6 +132,8 @@ class AppWorld(TextEnv):
     def respond(self, action: str) -> Reply:
         """Run the code, and end where it completed the task."""
         code = _code_of(action)
+        if len(code) > _LONGEST:
+            return Reply(f"Execution failed: the code has more than {_LONGEST} characters", valid=False)
         try:
             ast.parse(code)
         except SyntaxError:
