@@ -95,7 +95,8 @@ def test_whatever_an_agent_writes_is_survived_and_nothing_is_no_answer(make: Any
     for code, said, valid in [("def f(", "Syntax error in line", False), ("", "No code available", False),
                               ("\x00", "Message: source code|null bytes", False), ("print('\ud800')", "?", True),
                               ("1/0", "ZeroDivisionError", True), ("raise SystemExit", "Execution failed", True),
-                              ("open('/etc/passwd')", "not allowed", True), ("(" * 9000, "", False), ("x" * 100_001, "more than", False),
+                              ("open('/etc/passwd')", "not allowed", True), ("(" * 9000, "", False),
+                              ("x" * 100_001, "more than", False),
                               ("while True: pass", "timed out after 1 seconds", True),
                               ("print('9' * 9000)", "more characters", True), ("x = 1", "successful", True)]:
         observation, _, over, _, info = env.step(code)
