@@ -19,7 +19,7 @@ import turncredit
 from turncredit.agents import ChatFormat, EngineAgent, TransformersEngine
 from turncredit.cluster.environments import RayEnvironments, environments_for
 from turncredit.config import ClusterConfig, EnvConfig, parse_config
-from turncredit.episode import StopReason
+from turncredit.episode import Episode, StopReason
 from turncredit.errors import UserError
 from turncredit.progress import Display
 from turncredit.rollout import Budget, Rollout, TaskRef
@@ -79,6 +79,10 @@ def rollout(workers: RayEnvironments, tokenizer_for: Any, model_for: Any) -> Ite
     made.close()
 
 
+def sampled(rollout: Rollout, tasks: list[TaskRef], seed: int) -> list[Episode]:
+    return [e for group in rollout.sample_groups(tasks, 4, seed) for e in group.episodes]
+
+
 def processes_of(groups: Any) -> list[set[str]]:
     return [{turn.observation for turn in e.turns} for group in groups for e in group.episodes]
 
@@ -128,8 +132,11 @@ def test_a_killed_worker_costs_its_episodes_and_is_replaced(workers: RayEnvironm
     assert len(episodes) == 12 and len(lost) == 4, Counter(e.stop for e in episodes)
     assert all("WorkerLost: the worker on node" in e.error and e.reward is None for e in lost)
     assert workers.lost == 1
-    again = [e for g in rollout.sample_groups(tasks, 4, seed=3) for e in g.episodes]
-    assert all(not e.stop.infrastructure for e in again), "environments that were in it begin elsewhere"
+    assert all(not e.stop.infrastructure for e in sampled(rollout, tasks, 3))
+    os.kill(max(workers._seats, key=lambda seat: seat.holds).process, signal.SIGKILL)
+    again = sampled(rollout, tasks, 4)
+    assert workers.lost == 2
+    assert all(not e.stop.infrastructure for e in again), "environments that were idle in it begin elsewhere"
 
 
 def descendants(pid: int) -> set[int]:
