@@ -9,7 +9,8 @@ first; ours with its defaults. Rewards are drawn, so that every group has someth
 so small that all steps are of the same policy. That both have the same loss is checked on one batch first.
 
 `one-turn`: questions answered in 64 tokens. `calculator`: turncredit/Calculator-v0 with a policy that has learnt the
-tasks by heart and calls the tool. The last line is one JSON object; its ratios count.
+tasks by heart and calls the tool. The last line is one JSON object; its ratios count: `over_trl` in wall time and
+`cpu_over_trl` in the process's processor time, which other load on the machine does not lengthen.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ class Turns:
 
     def __init__(self, names: list[str]) -> None:
         self._names, self._changed = list(names), threading.Condition()
-        self._began = 0.0
+        self._began = (0.0, 0.0)
         self.seconds: dict[str, list[float]] = {name: [] for name in names}
+        self.cpu_seconds: dict[str, list[float]] = {name: [] for name in names}  # of the process: one loop works
         self.errors: list[BaseException] = []
 
     def take(self, name: str) -> None:
@@ -101,11 +103,12 @@ class Turns:
         if self.errors:
             raise RuntimeError("another loop failed")
         torch.set_num_threads(1)
-        self._began = time.perf_counter()
+        self._began = time.perf_counter(), time.process_time()
 
     def give(self, name: str) -> None:
         """A step is done."""
-        self.seconds[name].append(time.perf_counter() - self._began)
+        self.seconds[name].append(time.perf_counter() - self._began[0])
+        self.cpu_seconds[name].append(time.process_time() - self._began[1])
         with self._changed:
             self._names.append(self._names.pop(0))
             self._changed.notify_all()
@@ -270,7 +273,7 @@ def measure(name: str, rounds: int, prompts: int) -> dict[str, Any]:
 
         tried = Turns([f"TRL {micro}" for micro in MICRO_BATCHES])
         tried.run({f"TRL {micro}": of_trl(micro, 3, tried).train for micro in MICRO_BATCHES})
-        speeds = {micro: statistics.median(tried.seconds[f"TRL {micro}"][1:]) for micro in MICRO_BATCHES}
+        speeds = {micro: statistics.median(tried.cpu_seconds[f"TRL {micro}"][1:]) for micro in MICRO_BATCHES}
         micro = min(speeds, key=lambda one: speeds[one])
 
         theirs, steps = f"TRL {micro}", rounds + 1
@@ -285,12 +288,16 @@ def measure(name: str, rounds: int, prompts: int) -> dict[str, Any]:
 
 def summed(turns: Turns, watchers: Mapping[str, Ours], trainer: Any, theirs: str) -> dict[str, Any]:
     """The figures, with what shows that both did the same work."""
-    seconds = {name: statistics.median(values[1:]) for name, values in turns.seconds.items()}
+    seconds, cpu = ({name: statistics.median(values[1:]) for name, values in spent.items()}
+                    for spent in (turns.seconds, turns.cpu_seconds))
     ours = {name: watcher.metrics[1:] for name, watcher in watchers.items()}
     logged = [line for line in trainer.state.log_history if "completions/mean_length" in line][1:]
     return {"seconds": {name: round(value, 3) for name, value in seconds.items()},
             "over_trl": {name: round(seconds[name] / seconds[theirs], 3) for name in watchers},
+            "cpu_seconds": {name: round(value, 3) for name, value in cpu.items()},
+            "cpu_over_trl": {name: round(cpu[name] / cpu[theirs], 3) for name in watchers},
             "sc_over_grpo": round(seconds["sc-grpo"] / seconds["grpo"], 3),
+            "cpu_sc_over_grpo": round(cpu["sc-grpo"] / cpu["grpo"], 3),
             "generated_tokens_an_episode": {
                   name: round(statistics.mean(m["generated_tokens"] / m["episodes"] for m in lines), 1)
                   for name, lines in ours.items()}

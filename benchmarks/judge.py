@@ -4,8 +4,9 @@
 
 FOLDER (or $TURNCREDIT_DATA) holds humaneval/HumanEval.jsonl.gz and leetcode/{train,test}.json.gz. Known-good
 solutions must pass. After each of five mutations they must fail wherever the mutation changes behaviour. That is
-asked of a second witness: both programs run in the sandbox without the judge, on the tests' own inputs and on inputs
-near them, and what they return is compared as text. The last line is one JSON object.
+asked of a second witness (witness.py): both programs run in the sandbox without the judge, on the tests' own inputs,
+on valid ones near them and on any near them, and what they return is compared as text. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from mutants import MUTATIONS, mutant
+from witness import PHASES, changed, returned
 
-from turncredit.sandboxes.base import Limits, Sandbox
+from turncredit.sandboxes.base import Sandbox
 from turncredit.verifiers.code import Asserts, Call, CodeReport, CodeTests, judge_in
 from turncredit.verifiers.code.formats import humaneval, leetcode
 
@@ -78,102 +80,14 @@ async def each(items: Sequence[Any], work: Callable[[Any], Awaitable[Any]], at_o
     return await asyncio.gather(*map(one, items))
 
 
-# The second witness: no part of the judge in it. Asserts become bare expressions, and every call of the candidate
-# is written down with its arguments; then it is called again with arguments near those.
-WITNESS = r"""
-import ast, copy, json, random, sys
-job = json.loads(sys.stdin.read())
-
-def text_of(value, depth=0):
-    kind = type(value)
-    if depth > 60:
-        return "deep"
-    if kind in (list, tuple):
-        return kind.__name__ + "[" + ",".join(text_of(item, depth + 1) for item in value) + "]"
-    if kind in (set, frozenset):
-        return kind.__name__ + "{" + ",".join(sorted(text_of(item, depth + 1) for item in value)) + "}"
-    if kind is dict:
-        pairs = sorted(text_of(k, depth + 1) + ":" + text_of(v, depth + 1) for k, v in value.items())
-        return "dict{" + ",".join(pairs) + "}"
-    if kind.__name__ in ("ListNode", "TreeNode"):
-        return kind.__name__ + text_of(vars(value), depth + 1)
-    return kind.__name__ + " " + repr(value)
-
-def near(value, draw):
-    if type(value) is bool:
-        return not value
-    if type(value) is int:
-        return value + draw.choice((-2, -1, 1, 2))
-    if type(value) is float:
-        return value + draw.choice((-1.5, 0.25, 2.0))
-    if type(value) is str and value:
-        at = draw.randrange(len(value))
-        return draw.choice((value[:at] + value[at + 1:], value[:at] + draw.choice(value) + value[at:], value[::-1]))
-    if type(value) is list and value:
-        at = draw.randrange(len(value))
-        return draw.choice((value[:at] + value[at + 1:], value[::-1], value + [value[at]],
-                            value[:at] + [near(value[at], draw)] + value[at + 1:]))
-    return value
-
-class Bare(ast.NodeTransformer):
-    def visit_Assert(self, node):
-        nothing = ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [ast.Pass()])
-        return ast.Try([ast.Expr(node.test)], [nothing], [], [])
-
-names, calls = {"__name__": "candidate"}, []
-def record(*args, **kwargs):
-    calls.append(copy.deepcopy((args, kwargs)))
-    result = ask(args, kwargs)
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-def ask(args, kwargs):
-    try:
-        return eval(job["entry_point"], names)(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-    except Exception as error:
-        return error
-
-exec(job["prelude"] + "\n" + job["program"], names)
-tests = ast.fix_missing_locations(Bare().visit(ast.parse(job["source"])))
-checks = dict(names)
-exec(job["setup"], checks)
-checks[job["function"]] = record
-tests.body = [n for n in tests.body if not (isinstance(n, ast.Expr) and ast.unparse(n).startswith("check("))]
-random.seed(0)
-exec(compile(tests, "tests", "exec"), checks)
-checks["check"](record)
-draw = random.Random(1)
-given = calls[:40]
-for phase in ("tests", "near"):
-    if phase == "near":
-        given = [(tuple(near(a, draw) for a in args), {k: near(v, draw) for k, v in kwargs.items()})
-                 for args, kwargs in given for _ in range(4)]
-    for args, kwargs in given:
-        print(phase, (text_of(ask(args, kwargs)) + "\n").splitlines()[0][:2000], flush=True)
-"""
-
-
 async def witness(sandbox: Sandbox, problem: Problem, program: str) -> list[str]:
-    """What a program returns: a line a call, first for the tests' inputs, then for others."""
+    """What a program returns, told without the judge: see `returned`."""
     test = problem.tests.tests[0]
     assert isinstance(test, Asserts)
     entry_point = problem.function if problem.set == "humaneval" else f"Solution().{problem.function}"
     job = {"program": program, "prelude": problem.tests.prelude, "setup": test.setup, "source": test.source,
            "entry_point": entry_point, "function": problem.function}
-    limits = Limits(wall_s=TEST_S, cpu_s=TEST_S, output_bytes=1 << 20)
-    result = await sandbox.run(WITNESS, stdin=json.dumps(job).encode(), limits=limits)
-    return result.stdout.splitlines()
-
-
-def changes(good: list[str], mutated: list[str]) -> tuple[bool, bool]:
-    """Do two programs differ on the tests' inputs, and do they on any input that the good one can deal with?"""
-    def differ(phase: str) -> bool:
-        a, b = ([line for line in lines if line.startswith(phase)] for lines in (good, mutated))
-        return any(x != (b[n] if n < len(b) else "ended") for n, x in enumerate(a)
-                   if phase == "tests" or "Error" not in x.split(" ")[1])
-    on_tests = differ("tests")
-    return on_tests, on_tests or differ("near")
+    return await returned(sandbox, job, TEST_S)
 
 
 async def known_good(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dict[str, Any]]:
@@ -208,31 +122,38 @@ async def mutated(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dict[s
             if program is None or not good:
                 count["no place"] += 1
                 continue
-            on_tests, anywhere = changes(good, await witness(sandbox, problem, program))
+            told = await witness(sandbox, problem, program)
             report = await judge_in(sandbox, program, tests)
             failed = report.passed is False
-            count.update({"mutants": 1, "unknown": report.passed is None, "changed on tests": on_tests,
-                          "failed on tests": on_tests and failed, "changed": anywhere, "failed": anywhere and failed,
-                          "same": not anywhere, "failed the same": not anywhere and failed})
-            if on_tests and not failed:
+            # the first phase in which it shows: what differs on the tests' inputs is a valid change too
+            phase = next((phase for phase in PHASES if changed(good, told, phase)), "never")
+            count.update({"mutants": 1, "unknown": report.passed is None, phase: 1, f"{phase}, failed": failed})
+            if phase == "tests" and not failed:
                 print(f"  passes although it returns something else: {problem.name} ({name})")
 
     await each(problems, one)
-    table = {}
-    for name, count in counts.items():
-        table[name] = dict(count) | {"rate on tests": rate(count["failed on tests"], count["changed on tests"]),
-                                     "rate": rate(count["failed"], count["changed"])}
-        print(f"{name}: {count['failed on tests']} of {count['changed on tests']} fail that differ on tests' inputs "
-              f"({table[name]['rate on tests']}), {count['failed']} of {count['changed']} that differ anywhere "
-              f"({table[name]['rate']}); {count['failed the same']} of {count['same']} fail where none differs")
-    return table
+    return {name: _rates(name, count) for name, count in counts.items()}
+
+
+def _rates(name: str, count: Counter[str]) -> dict[str, Any]:
+    """A mutation's counts, and its rates over the tests' inputs, over other valid ones too, and over all tried."""
+    row: dict[str, Any] = dict(count)
+    told = []
+    for number, phase in enumerate(PHASES, 1):
+        whole = sum(count[each] for each in PHASES[:number])
+        part = sum(count[f"{each}, failed"] for each in PHASES[:number])
+        row[f"rate {phase}"] = rate(part, whole)
+        told.append(f"{part} of {whole} ({row[f'rate {phase}']})")
+    print(f"{name}: fail of those that differ on the tests' inputs {told[0]}, on these or other valid ones {told[1]}, "
+          f"on any tried {told[2]}; {count['never, failed']} of {count['never']} where none differs")
+    return row
 
 
 def rate(part: int, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
-async def latency(sandbox: Sandbox, rounds: int = 60) -> dict[str, Any]:
+async def latency(sandbox: Sandbox, rounds: int) -> dict[str, Any]:
     """A judged function of 20 cases against a bare subprocess, in the same rounds."""
     program = "def f(xs, n):\n    return sum(xs) + n\n"
     calls = [Call((list(range(n)), n), expected=sum(range(n)) + n) for n in range(20)]
@@ -267,10 +188,12 @@ async def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("TURNCREDIT_DATA"), help="folder of the data sets")
     parser.add_argument("--mutate", type=int, default=300, help="how many solutions are mutated, drawn by a fixed seed")
     parser.add_argument("--home", default="local")
+    parser.add_argument("--rounds", type=int, default=60, help="of the latency's measurement")
     given = parser.parse_args()
     problems = load(Path(given.data)) if given.data else []
     async with await Sandbox.open(given.home) as sandbox:
-        figures: dict[str, Any] = {"home": given.home, "load": os.getloadavg()[0], "latency": await latency(sandbox)}
+        figures: dict[str, Any] = {"home": given.home, "load": os.getloadavg()[0]}
+        figures["latency"] = await latency(sandbox, given.rounds)
         if problems:
             figures["known good"] = await known_good(sandbox, problems)
             drawn = random.Random(0).sample(problems, min(given.mutate, len(problems)))

@@ -38,6 +38,15 @@ def alive(pid: int, started: str) -> bool:
         return False
 
 
+def users_of(processes: Iterable[int]) -> set[int]:
+    """Return the user ids that processes run as."""
+    found = set()
+    for pid in processes:
+        with contextlib.suppress(OSError):
+            found.add(Path(f"/proc/{pid}").stat().st_uid)
+    return found
+
+
 def memory_bytes(processes: Iterable[int]) -> int:
     """Return the proportional set size of processes together: pages shared by n count 1/n for each."""
     total = 0

@@ -3,29 +3,34 @@
     python benchmarks/sandbox_soak.py [COUNT] [--home local|docker] [--slots N] [--seed N]
 
 Prints a line now and then, and last one JSON object. Exits 1 where a process, mount, cgroup, file or
-descriptor is left, where the sandbox itself failed, or where memory grew.
+descriptor is left, where the sandbox itself failed, or where memory grew. It looks for its own alone: the processes
+below it and their cgroups, mounts where a slot mounts, files of the user ids that its candidates had, and what lies
+in its own temporary folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from processes import alive, cgroups_of, descendants, descriptors, memory_bytes
+from processes import alive, cgroups_of, descendants, descriptors, memory_bytes, users_of
 
 from turncredit.sandboxes import Limits, Sandbox, SandboxError, docker
 
 LIMITS = Limits(wall_s=5, cpu_s=5, memory_bytes=64 << 20, processes=12, file_bytes=4 << 20, files=64)
 BRIEF = replace(LIMITS, wall_s=0.3)
+FIRST_USER = 1 << 30  # user ids from here on only sandboxes have; a pool has 256 of them, in a row
 GROWTH = 0.10  # of memory between the second and the last quarter; a leak of a page a run would be far more
 
 HONEST = {
@@ -77,9 +82,10 @@ async def one(sandbox: Sandbox, draw: random.Random, ends: Counter[str]) -> None
 
 
 async def soak(home: str, count: int, slots: int,
-               seed: int) -> tuple[Counter[str], list[int], dict[int, str], float]:
-    """Return how the executions ended, memory at each stop, processes seen, and executions a second."""
+               seed: int) -> tuple[Counter[str], list[int], dict[int, str], set[int], float]:
+    """Return how the executions ended, memory at each stop, processes seen, their users, and executions a second."""
     draw, ends, memory, seen = random.Random(seed), Counter[str](), list[int](), dict[int, str]()
+    users: set[int] = set()
     stops = 40
     left = count
 
@@ -88,7 +94,9 @@ async def soak(home: str, count: int, slots: int,
         while left > until:
             left -= 1
             if left % 50 == 0:
-                seen.update(descendants(os.getpid()))
+                now = descendants(os.getpid())
+                seen.update(now)
+                users.update(users_of(now))
             await one(sandbox, draw, ends)
 
     async with await Sandbox.open(home, slots=slots, limits=LIMITS) as sandbox:
@@ -100,17 +108,21 @@ async def soak(home: str, count: int, slots: int,
             memory.append(memory_bytes([*processes, os.getpid()]))
             print(f"{count - left:7} {time.monotonic() - began:7.0f} s {memory[-1] / 1e6:6.1f} MB "
                   f"{len(processes)} processes, {len(cgroups_of(processes))} cgroups", flush=True)
-        return ends, memory, seen, count / (time.monotonic() - began)
+        return ends, memory, seen, users, count / (time.monotonic() - began)
 
 
-def left_of(processes: dict[int, str], mounts: str, open_before: int, files: set[Path]) -> list[str]:
+def left_of(processes: dict[int, str], mounts: str, open_before: int, own_folder: Path) -> list[str]:
+    """Return what of a pool's processes, cgroups, mounts and descriptors there still is."""
     left = [f"process {pid}" for pid, started in processes.items() if alive(pid, started)]
     left += cgroups_of(processes)
-    left += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()
-             if line not in mounts.splitlines() and line.split()[4].startswith(("/sandbox", "/.old", "/tmp"))]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4]
+        ours = point == "/tmp" or point.startswith(("/sandbox", "/.old", "/tmp/.old", str(own_folder)))
+        if ours and line not in mounts.splitlines():
+            left.append(f"mount {line}")
     if descriptors() != open_before:
         left.append(f"{descriptors() - open_before} descriptors")
-    return left + [f"file {path}" for path in candidates_files() - files]
+    return left
 
 
 def containers() -> list[str]:
@@ -121,10 +133,16 @@ def containers() -> list[str]:
     return [container.id for container in owned]
 
 
-def candidates_files() -> set[Path]:
-    """Return the files of this machine's shared folders that belong to users only sandboxes have, or bear our name."""
-    shared = (path for folder in ("/tmp", "/dev/shm", "/var/tmp") for path in Path(folder).iterdir())
-    return {path for path in shared if "turncredit" in path.name or path.lstat().st_uid >= 1 << 30}
+def files_of(users: set[int], own_folder: Path) -> set[Path]:
+    """Return the files of this machine's shared folders that belong to candidates, and all that lies in our own."""
+    blocks = {user >> 8 for user in users if user >= FIRST_USER}
+    found = set(own_folder.iterdir())
+    for folder in ("/tmp", "/dev/shm", "/var/tmp"):
+        for path in Path(folder).iterdir():
+            with contextlib.suppress(FileNotFoundError):  # other programs' files come and go
+                if path.lstat().st_uid >> 8 in blocks:
+                    found.add(path)
+    return found
 
 
 def main() -> int:
@@ -134,10 +152,13 @@ def main() -> int:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    mounts, files = Path("/proc/self/mountinfo").read_text(), candidates_files()
-    open_before = descriptors()
-    ends, memory, seen, per_second = asyncio.run(soak(asked.home, asked.count, asked.slots, asked.seed))
-    left = left_of(seen, mounts, open_before, files)
+    mounts, open_before = Path("/proc/self/mountinfo").read_text(), descriptors()
+    with tempfile.TemporaryDirectory(prefix="turncredit-soak-") as own_folder:
+        tempfile.tempdir = own_folder
+        ends, memory, seen, users, per_second = asyncio.run(soak(asked.home, asked.count, asked.slots, asked.seed))
+        left = left_of(seen, mounts, open_before, Path(own_folder))
+        left += [f"file {path}" for path in files_of(users, Path(own_folder))]
+        tempfile.tempdir = None
     if asked.home == "docker":
         left += [f"container {name}" for name in containers()]
     for end, times in sorted(ends.items()):

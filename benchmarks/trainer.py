@@ -1,16 +1,20 @@
 """What an update costs on a CPU, as ratios in one run: against the floor, against padding, against whole logits.
 
-    python benchmarks/trainer.py [update] [packing] [head] [--rounds N]
+    python benchmarks/trainer.py [update] [memory] [packing] [head] [--rounds N]
 
 `update`: GRPO and SC-GRPO (coupled and independent references) on the same groups of 8, all of them partly solved,
 with prompt : response 1 : 1 and 1 : 4. The floor is a forward and backward pass of the same sequences, padded, with
 logits at the responses alone. Where TRL is installed, the loss step of its GRPOTrainer stands beside them, on the same
 batch and with the same micro-batches; that its gradient is ours is checked first.
+Our student reads a prompt once for all responses that share it, GRPO's too; "own prompts" are the same groups with one
+token changed in each prompt, which is a student that does not.
+`memory`: by what an update of GRPO and of SC-GRPO raises the peak of a process of its own.
 `packing`: forward and backward of sequences of 64 to 1,024 tokens, packed and padded, with the head left out.
 `head`: logprobs and their gradient at 4,096 positions of a vocabulary of 151,936, in chunks and whole, each in a
 process of its own, whose peak memory is read.
 
-Variants take turns, so that other load on the machine hits all alike. The last line is one JSON object.
+Variants take turns. Seconds are of the processor, in one thread: other load on the machine does not lengthen them, but
+for the caches that it takes. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -52,8 +56,11 @@ def make_policy(context: int = 1024) -> Policy:
     return Policy(model, tokenizer, ModelConfig(path="made"))
 
 
-def make_groups(policy: Policy, prompt: int, response: int) -> list[list[Episode]]:
-    """Random tokens with the logprobs that the policy gives them: all ratios are 1."""
+def make_groups(policy: Policy, prompt: int, response: int, own_prompts: bool = False) -> list[list[Episode]]:
+    """Random tokens with the logprobs that the policy gives them: all ratios are 1.
+
+    `own_prompts`: the first token of each episode's prompt is another, so that none is shared.
+    """
     rng = np.random.default_rng(0)
     groups = []
     for _ in range(GROUPS):
@@ -61,7 +68,8 @@ def make_groups(policy: Policy, prompt: int, response: int) -> list[list[Episode
         group = []
         for i in range(GROUP_SIZE):
             own = rng.integers(4, 4000, size=response)
-            segments = [Segment.text(ids, "prompt"), Segment.sampled(own, np.zeros(response))]
+            read = np.concatenate([[4000 + i], ids[1:]]) if own_prompts else ids
+            segments = [Segment.text(read, "prompt"), Segment.sampled(own, np.zeros(response))]
             with torch.no_grad():
                 scored = policy.scores(make_batch([segments])).logprobs.numpy()
             group.append(Episode("random", "random", "train", 0, "", "",
@@ -74,11 +82,11 @@ def credited(groups: Sequence[Sequence[Episode]], references: str | None) -> Cre
     """GRPO's credit (None), or SC-GRPO's: the reference's response stands in the prompt, before its last tokens."""
     credit = Credit()
     for seed, group in enumerate(groups):
+        ids = group[0].segments[0].token_ids
         verified = [i % 2 == 0 for i in range(len(group))]
         route = route_group([float(v) for v in verified], verified, seed, references == "coupled")
         assert route.references is not None
         for episode, advantage, reference in zip(group, route.advantages, route.references):
-            ids = episode.segments[0].token_ids
             read = np.concatenate([ids[:-4], group[reference].segments[1].token_ids, ids[-4:]])
             teacher = None if references is None else Segment.text(read, "prompt")
             credit.episodes.append(CreditedEpisode(episode, route.kind, float(advantage), teacher))
@@ -159,10 +167,10 @@ def in_turns(variants: dict[str, Callable[[], object]], clear: Callable[[], None
     for number in range(rounds + 1):
         for name, run in variants.items():
             clear()
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -181,6 +189,11 @@ def measure_update(rounds: int) -> dict[str, Any]:
         for references in ("coupled", "independent"):
             variants[f"sc-grpo, {references}"] = backward_only(
                 learner_of(policy, "sc-grpo", tokens), credited(groups, references))
+        apart = make_groups(policy, prompt, response, own_prompts=True)
+        wide = 2 * tokens  # so that as many episodes stand in a micro-batch
+        variants["grpo, own prompts"] = backward_only(learner_of(policy, "grpo", wide), credited(apart, None))
+        variants["sc-grpo, own prompts"] = backward_only(
+            learner_of(policy, "sc-grpo", wide), credited(apart, "coupled"))
         trainer = trl_trainer(policy)
         result: dict[str, Any] = {}
         if trainer is not None:
@@ -194,11 +207,44 @@ def measure_update(rounds: int) -> dict[str, Any]:
         seconds = in_turns(variants, lambda: policy.model.zero_grad(set_to_none=True), rounds)  # noqa: B023
         result |= {"seconds": {k: round(v, 3) for k, v in seconds.items()},
                    "over_floor": {k: round(v / seconds["floor"], 3) for k, v in seconds.items()},
-                   "sc_over_grpo": {k: round(v / seconds["grpo"], 3) for k, v in seconds.items() if "sc-" in k}}
+                   "sc_over_grpo": {k: round(v / seconds["grpo"], 3) for k, v in seconds.items() if "sc-" in k},
+                   "sc_over_grpo_own_prompts": {k: round(v / seconds["grpo, own prompts"], 3)
+                                                for k, v in seconds.items() if "sc-" in k}}
         if "TRL's GRPO" in seconds:
             result["over_trl"] = {k: round(v / seconds["TRL's GRPO"], 3) for k, v in seconds.items()}
         results[name] = result
         print(name, json.dumps(result), flush=True)
+    return results
+
+
+def update_in_process(algorithm: str, prompt: int, response: int, results: Any) -> None:
+    """By how many bytes two updates raised the process's peak, with the optimiser's state of the first."""
+    torch.set_num_threads(1)
+    policy = make_policy()
+    credit = credited(make_groups(policy, prompt, response), None if algorithm == "grpo" else "coupled")
+    learner = learner_of(policy, algorithm, MICRO_BATCH * (prompt + 2 * response))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for step in range(2):
+        learner.update(credit, step)
+    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def measure_memory(rounds: int) -> dict[str, Any]:
+    """SC-GRPO's peak over GRPO's, of what an update adds."""
+    context, results = multiprocessing.get_context("spawn"), {}
+    for name, (prompt, response) in LENGTHS.items():
+        peaks: dict[str, list[int]] = {"grpo": [], "sc-grpo": []}
+        for _ in range(rounds):
+            for algorithm, found in peaks.items():
+                answer = context.Queue()
+                process = context.Process(target=update_in_process, args=(algorithm, prompt, response, answer))
+                process.start()
+                found.append(answer.get())
+                process.join()
+        added = {algorithm: statistics.median(found) for algorithm, found in peaks.items()}
+        results[name] = {"added_mb": {k: round(v / 1e6) for k, v in added.items()},
+                         "sc_over_grpo": round(added["sc-grpo"] / added["grpo"], 3)}
+        print("memory", name, json.dumps(results[name]), flush=True)
     return results
 
 
@@ -236,13 +282,13 @@ def head_in_process(kind: str, positions: int, vocabulary: int, width: int, resu
     weight = (0.05 * torch.randn(vocabulary, width, generator=generator)).requires_grad_()
     targets = torch.randint(vocabulary, (positions,), generator=generator)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start = time.process_time()
     if kind == "whole":
         logprobs = torch.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None])[:, 0]
     else:
         logprobs = score_tokens(hidden, weight, targets, measures=Measures(())).logprobs
     logprobs.sum().backward()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert hidden.grad is not None
     results.put((kind, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, float(hidden.grad.norm())))
 
@@ -270,7 +316,7 @@ def measure_head(rounds: int, positions: int = 4096, vocabulary: int = 151_936, 
     return result
 
 
-MEASUREMENTS = {"update": measure_update, "packing": measure_packing, "head": measure_head}
+MEASUREMENTS = {"update": measure_update, "memory": measure_memory, "packing": measure_packing, "head": measure_head}
 
 
 def main() -> None:

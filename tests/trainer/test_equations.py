@@ -257,13 +257,13 @@ def rlsd(groups: Groups) -> Any:
     return -per_sequence(groups, term)
 
 
-def with_start_and_entropy(groups: Groups) -> Any:
-    """GRPO with its own estimate of the KL to the start (arXiv 2402.03300, equation 4), and an entropy bonus."""
+def start_and_entropy(groups: Groups) -> Any:
+    """GRPO's estimate of the KL to the start (arXiv 2402.03300, equation 4), and an entropy bonus."""
     def extra(o: Response, t: Token) -> Any:
         entropy = -(t.log_p.exp() * t.log_p).sum()
         return 0.04 * ((t.start - t.log_pi).exp() - (t.start - t.log_pi) - 1) - 0.03 * entropy
 
-    return grpo(groups) + per_sequence(groups, extra)
+    return per_sequence(groups, extra)
 
 
 def overlong(longest: int) -> dict[str, Any]:
@@ -276,7 +276,8 @@ SHOWN = ("demonstration",)  # every group, by a solution from outside
 CASES: dict[str, tuple[Any, tuple[str, ...], Callable[[Groups], Any]]] = {
     "grpo": ({}, NONE, grpo),
     "grpo, its own clip": ({"clip_low": 0.1, "clip_high": 0.3}, NONE, lambda g: grpo(g, 0.1, 0.3)),
-    "grpo, reference KL and entropy": ({"reference_kl": 0.04, "entropy_bonus": 0.03}, NONE, with_start_and_entropy),
+    "grpo, reference KL and entropy": ({"reference_kl": 0.04, "entropy_bonus": 0.03}, NONE,
+                                       lambda g: grpo(g) + start_and_entropy(g)),
     "dapo": (overlong, NONE, dapo),
     "dr-grpo": ({"constant_length": 100}, NONE, dr_grpo),
     "rloo": ({}, NONE, rloo),
@@ -291,6 +292,13 @@ CASES: dict[str, tuple[Any, tuple[str, ...], Callable[[Groups], Any]]] = {
     "sc-grpo, p50 and alpha": ({"quantile": 0.5, "alpha": 0.2}, PAPER, lambda g: sc_grpo(g, 0.2, 0.5)),
     "sc-grpo, fixed c": ({"quantile": None}, PAPER, lambda g: sc_grpo(g, quantile=None)),
     "sc-grpo, independent references": ({"references": "independent"}, PAPER, sc_grpo),
+    "sc-grpo, reference KL and entropy": ({"reference_kl": 0.04, "entropy_bonus": 0.03}, PAPER,
+                                          lambda g: sc_grpo(g) + start_and_entropy(g)),
+    "gspo, reference KL and entropy": (
+        {"clip_low": 0.03, "clip_high": 0.04, "reference_kl": 0.04, "entropy_bonus": 0.03}, NONE,
+        lambda g: gspo(g) + start_and_entropy(g)),
+    "sdpo, reference KL and entropy": ({"reference_kl": 0.04, "entropy_bonus": 0.03}, SOLVED,
+                                       lambda g: distil(lambda t: t.reverse_kl)(g) + start_and_entropy(g)),
     "sc-grpo, DAPO's clip and mean": ({"clip_high": 0.28, "normalize": "token"}, PAPER, sc_on_dapo),
     "sc-grpo, GSPO's ratios": ({"ratio": "sequence", "clip_low": 0.03, "clip_high": 0.04}, PAPER, sc_on_gspo),
     "additive": ({}, ("partial",), additive("kl", beta=0.1)),

@@ -17,6 +17,7 @@ from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.credit import route_group
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.policy import Policy
+from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.teacher import GUIDE, conditioned_system, reference_text
 
 SEED, STEP = 11, 4
@@ -197,6 +198,49 @@ def test_micro_batches_change_nothing_for_grpo(normalize, moved_policy, judged_a
         assert (gradient - whole[0]).norm() <= 1e-7 * whole[0].norm()  # Llama's norms are in float32
         assert update["loss"] == pytest.approx(whole[2]["loss"], rel=1e-9)
         assert update["ratio_mean"] == pytest.approx(whole[2]["ratio_mean"], rel=1e-6)
+
+
+@pytest.mark.parametrize("source", ["current", "sampling"])
+@pytest.mark.parametrize("unit", ["micro-batch", "batch"])
+def test_the_percentile_is_of_the_unit_that_the_configuration_names(unit, source, moved_policy, judged_as):
+    policy, groups = moved_policy(2)
+    groups = [judged_as(groups[0], "++--"), judged_as(groups[1], "+++-")]
+    gradients = []
+    for tokens in (ONE_MICRO_BATCH, 1):
+        copied = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.config)
+        learner = learner_of(copied, {"name": "sc-grpo", "unit": unit, "weights_from": source},
+                             micro_batch_tokens=tokens)
+        record, credit = TokenRecord(policy.tokenizer), learner.credit(groups, STEP)
+        learner.optimizer.register_step_pre_hook(
+            lambda *_, model=copied.model: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()])))
+        learner.update(credit, STEP, record)
+        parts = list(record.episodes.values())
+        if tokens == ONE_MICRO_BATCH or unit == "batch":
+            parts = [{name: np.concatenate([part[name] for part in parts]) for name in ("kl", "weight")}]
+        assert len(parts) == (8 if tokens == 1 and unit == "micro-batch" else 1)
+        for part in parts:
+            c = max(np.quantile(part["kl"], 0.75), 1e-4)
+            np.testing.assert_allclose(part["weight"], part["kl"] / (part["kl"] + c), rtol=1e-4)
+    whole, apart = gradients
+    assert ((whole - apart).norm() <= 1e-6 * whole.norm()) == (unit == "batch")
+
+
+def test_weights_from_the_sampling_policy_stay_as_they_were_and_current_ones_follow_the_policy(moved_policy, judged_as):
+    policy, groups = moved_policy(1)
+    group, gradients = judged_as(groups[0], "++--"), {}
+    for source in ("current", "sampling"):
+        copied = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.config)
+        learner = learner_of(copied, {"name": "sc-grpo", "weights_from": source}, epochs=2)
+        learner.optimizer.register_step_pre_hook(lambda *_, model=copied.model, name=source: gradients.setdefault(
+            name, []).append(torch.cat([p.grad.flatten() for p in model.parameters()])))
+        credit = learner.credit([group], STEP)
+        before = [one.weights for one in credit.episodes]
+        assert all((weights is None) == (source == "current") for weights in before)
+        assert learner.update(credit, STEP)["updates"] == 2
+        for one, weights in zip(credit.episodes, before):
+            np.testing.assert_array_equal(one.weights, weights)
+    (first, second), (same, fixed) = gradients["current"], gradients["sampling"]
+    assert (first - same).norm() <= 1e-6 * first.norm() and (second - fixed).norm() > 1e-3 * second.norm()
 
 
 def test_the_weights_of_a_group_do_not_depend_on_how_it_is_split_for_the_forward_pass(moved_policy, judged_as):

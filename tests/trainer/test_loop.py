@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,14 +17,15 @@ from safetensors.torch import load_file
 
 from turncredit.config import ModelConfig
 from turncredit.envs import Reply, TextEnv, make
-from turncredit.episode import Task, Verdict
+from turncredit.episode import StopReason, Task, Verdict
 from turncredit.errors import UserError
 from turncredit.rollout import Rollout, TaskRef
 from turncredit.store import RunFolder
 from turncredit.trainer.algorithms import ALGORITHMS, Algorithm, GroupCredit, register_algorithm
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.checkpoint import newest_checkpoint
-from turncredit.trainer.loop import TrainingStopped, budget_of, keep_best, open_run, train
+from turncredit.trainer.health import Silence, TrainingStopped
+from turncredit.trainer.loop import budget_of, keep_best, open_run, train
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.start import starting_policy
 
@@ -377,11 +379,42 @@ def test_updates_that_are_not_finite_stop_the_run_after_the_configured_number(re
     assert same_weights(config.folder / "start", config.folder / "checkpoints" / "step-000002")
 
 
+def test_weights_that_are_not_finite_stop_the_run_before_they_are_sampled_from_or_saved(relay_config, begun):
+    config = begun(relay_config(algorithm={"name": "grpo"}, trainer={"steps": 9, "lr": 1e37}))
+    with pytest.raises(TrainingStopped, match=r"weights that are not finite.*lower trainer.lr \(it is 1e\+37\)"):
+        train(config, Watching(), resume=True)
+    run = RunFolder(config.folder)
+    saved = [path.name for path in run.checkpoints.iterdir()]
+    assert len(saved) == len(run.read_metrics()) and all(
+        w.isfinite().all() for name in saved for w in weights(run.checkpoints / name).values())
+    assert {e.policy_version for e in run.read_episodes()} == {len(saved)} | set(range(len(saved)))
+    assert list(run.refused.glob(f"episodes-step-{len(saved):06d}-*.parquet"))
+
+
+@pytest.mark.parametrize(("episodes", "reasons"), [
+    ([(0.0, "finished", True)] * 2, ["every reward was 0"]),
+    ([(1.0, "finished", True)] * 2, ["every reward was 1"]),
+    ([(1.0, "finished", True), (0.0, "finished", False)], ["all rewards of each group were equal"]),
+    ([(None, "verifier error", True)] * 2, ["no episode was judged"]),
+    ([(0.0, "token limit", True), (0.0, "context full", True)], ["every reward was 0", "every episode was cut off"]),
+    ([(0.0, "turn limit", False)] * 2, ["every reward was 0", "not one action could be read"])])
+def test_what_silent_episodes_have_in_common_is_named(episodes, reasons, finished):
+    one = next(iter(finished[0].read_episodes()))
+    silence, made = Silence(), []
+    for reward, stop, valid in episodes:
+        verdict = Verdict(reward, None if reward is None else reward == 1)
+        made.append(replace(one, stop=StopReason(stop), verdict=verdict,
+                            turns=[replace(turn, valid=valid) for turn in one.turns]))
+    silence.add(made)
+    found = silence.reasons()
+    assert len(found) == len(reasons) and all(text.startswith(start) for text, start in zip(found, reasons))
+
+
 def test_a_run_without_any_signal_stops_and_says_how_its_episodes_ended(relay_config, begun, register_envs):
     register_envs(Hopeless)
     config = begun(relay_config(envs=[{"id": "turncredit-tests/Hopeless-v0"}], algorithm={"name": "grpo"},
                                 trainer={"silent_steps": 2, "steps": 9}))
-    with pytest.raises(TrainingStopped, match=r"no learning signal in 2 updates in a row.*finished: 24"):
+    with pytest.raises(TrainingStopped, match=r"no learning signal in 2 updates.*every reward was 0.*finished: 24"):
         train(config, Watching(), resume=True)
     lines = RunFolder(config.folder).read_metrics()
     assert [line["groups without signal"] for line in lines] == [3, 3]

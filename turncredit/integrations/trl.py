@@ -80,6 +80,9 @@ class SCGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         if self.algorithm.fixes_weights:
             raise UserError("algorithm.weights_from is 'sampling': in TRL's trainer weights are always the current "
                             "policy's; leave it at 'current'")
+        if self.algorithm.weighs_batch:
+            raise UserError("algorithm.unit is 'batch': in TRL's trainer a loss sees one micro-batch; leave it at "
+                            "'micro-batch'")
         refuse_unusual_head(self._causal_model(self.model).eval())  # TRL puts it into training mode for each step
         self._rollout: _Rollout | None = None
         self._rewards = torch.zeros(0)

@@ -92,11 +92,15 @@ class Learner:
         if self.algorithm.scores_batch and credit.episodes:
             self._score_batch(credit.episodes)
         if self.algorithm.fixes_weights:
-            for part in self.scorer.micro_batches(credit.episodes):
-                chosen = [credit.episodes[i] for i in part]
-                for one, weights in zip(chosen, self.scorer.weights(chosen)):
-                    one.weights = weights
+            whole = [list(range(len(credit.episodes)))]
+            for part in whole if self.algorithm.weighs_batch else self.scorer.micro_batches(credit.episodes):
+                self._fix_weights([credit.episodes[i] for i in part])
         return credit
+
+    def _fix_weights(self, episodes: Sequence[CreditedEpisode]) -> None:
+        """Weigh the tokens of these as one unit, by the weights as they stand."""
+        for one, weights in zip(episodes, self.scorer.weights(episodes)):
+            one.weights = weights
 
     def _score_batch(self, episodes: Sequence[CreditedEpisode]) -> None:
         """An advantage for each token, by the algorithm's look at the whole batch."""
@@ -164,7 +168,8 @@ class Learner:
         statistics.merge(self.world)
         return statistics.summary(loss=float(np.mean(losses)) if losses else 0.0,
                                   gradient_norm=float(np.mean(norms)) if norms else 0.0,
-                                  updates=len(losses) - (not finite), updated=bool(losses) and finite)
+                                  updates=len(losses) - (not finite), updated=bool(losses) and finite,
+                                  weights_finite=self._weights_are_finite())
 
     def _mini_batches(self, count: int, step: int) -> list[tuple[int, list[int]]]:
         """The pass and the episodes of each optimiser step, drawn anew in each pass; in order, so that neighbours
@@ -182,6 +187,8 @@ class Learner:
                   record: TokenRecord | None, step: int) -> tuple[float, float]:
         """Put the gradient of a mini-batch into the parameters, clipped; returns the loss and the norm before that."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.algorithm.weighs_batch and not self.algorithm.fixes_weights:
+            self._fix_weights(episodes)
         count = self.algorithm.denominator(len(episodes), sum(one.episode.generated_count for one in episodes))
         loss = 0.0
         for part, counts in self._own_parts(episodes):
@@ -220,6 +227,12 @@ class Learner:
             with self.policy.seconds.on("optimizer"):
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _weights_are_finite(self) -> bool:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm: Any = torch.nn.utils.get_total_norm(parameters)
+        return bool((norm.full_tensor() if self.policy.sharded else norm).isfinite())
 
     @torch.no_grad()
     def _old_logprobs(self, episodes: Sequence[CreditedEpisode], statistics: TokenStatistics) -> dict[str, _Old]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import yaml
@@ -19,7 +19,7 @@ import yaml
 from turncredit.agents.base import Engine, Sampling
 from turncredit.cluster.environments import environments_for
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
-from turncredit.episode import Group, StopReason
+from turncredit.episode import Group
 from turncredit.errors import UserError
 from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Environments, Rollout
@@ -28,9 +28,9 @@ from turncredit.store import RunFolder, write_whole
 from turncredit.trainer.ahead import SamplingAhead
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
-from turncredit.trainer.credited import Credit
 from turncredit.trainer.demonstrations import Demonstrator
-from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
+from turncredit.trainer.engines import Embedded, Followed, Sampler, agent_for, sampler_for
+from turncredit.trainer.health import Health
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
@@ -39,6 +39,7 @@ from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.sampling import StepSampler
 from turncredit.trainer.start import external_teacher, starting_policy
 from turncredit.trainer.tasks import TaskSampler
+from turncredit.trainer.trackers import Both, Trackers, refuse_missing_trackers
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,13 @@ class Watcher(Protocol):
         """A step of the loop is done."""
 
 
-class TrainingStopped(UserError):
-    """The run stopped itself, and says why."""
-
-
 def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     """Train as the configuration says; returns the run folder, with the final policy in `policy/`.
 
     Raises:
         UserError: bad input, at the start.
-        TrainingStopped: no learning signal, or non-finite updates, for a configured number of steps.
+        TrainingStopped: no learning signal, or non-finite updates, for a configured number of steps; or weights that
+            are not finite.
     """
     world = World.join()
     run = open_run(config, resume) if world.first else RunFolder(config.folder)
@@ -74,12 +72,13 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     learner = _learner_of(config, run, policy, world)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
-        run.forget_from(first, keep_episodes=bool(config.rollout.staleness))
+        run.forget_from(first, keep_steps=config.rollout.staleness)
     world.wait()
 
     with closing(environments_for(config, world)) as environments, \
-            closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
-        _train(config, run, watcher, learner, engine, first, world, environments)
+            closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine, \
+            closing(Trackers(config, run.path, first, world.first)) as trackers:
+        _train(config, run, Both(watcher, trackers), learner, engine, first, world, environments)
     if world.first:
         write_whole(run.path / "policy", policy.export)
     world.wait()
@@ -97,27 +96,28 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
     ahead = SamplingAhead(lambda step: sampler.sample(step, run.write_group), run, config.trainer.steps,
                           config.rollout.staleness) if config.rollout.staleness else None
     if ahead is not None:
-        ahead.recall(first, config.rollout.groups)
-    health = _Health(config)
+        ahead.start(first, config.rollout.groups)
+    health = Health(config)
     for step in range(first, config.trainer.steps):
         clock = _Clock()
-        sampled, stale = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0)
+        sampled, stale, gap = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0, {})
         clock.lap("sampling_s")
-        gap: dict[str, float] = {}
         if ahead is not None:
-            gap = engine.updated(step)
+            ahead.begin(step + ahead.staleness, cast(Followed, engine).later(step) if step else None)
             clock.lap("weights_s")
-            ahead.begin(step + 1)
         credit = learner.credit(sampled.trained, step)
         clock.lap("credit_s")
         record = TokenRecord(policy.tokenizer)
         update = learner.update(credit, step, record)
         clock.lap("update_s")
+        if world.first and not update["weights_finite"]:
+            _save_refused(run, step, policy)
+        health.check_weights(update)
         if ahead is None:
             gap = engine.updated(step + 1)
             clock.lap("weights_s")
         elif is_saved(config, step):
-            ahead.settle(step + 1)  # a checkpoint goes with the groups that its weights had no part in
+            ahead.settle(step + ahead.staleness)  # a checkpoint goes with groups that its weights had no part in
         metrics = {"step": step, **episode_metrics(sampled.every), "seconds": seconds_of(sampled.every, policy),
                    "refills": sampled.refills, "groups": len(sampled.every), "groups trained": len(sampled.trained),
                    "groups stale": stale, **credit.counts, **update, **gap}
@@ -130,6 +130,8 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
+    if ahead is not None:
+        ahead.close()
     rollout.close()
     if learner.demonstrator is not None:
         learner.demonstrator.close()
@@ -195,6 +197,7 @@ def open_run(config: Config, resume: bool) -> RunFolder:
         UserError: an environment of the configuration cannot be made; a run is there already and `resume` is off; or
             there is none, or another one, to resume.
     """
+    refuse_missing_trackers(config)
     refuse_unusable_envs(config)
     run = RunFolder(config.folder)
     file = run.path / "config.yaml"
@@ -204,7 +207,7 @@ def open_run(config: Config, resume: bool) -> RunFolder:
     if resume:
         if not file.exists():
             raise UserError(f"{run.path} holds no run to resume: leave out --resume")
-        elsewhere = {"cluster": settings["cluster"]}  # may be another one: nothing that is sampled depends on it
+        elsewhere = {key: settings[key] for key in ("cluster", "tracking")}  # no sample depends on these
         changed = _differences(yaml.safe_load(file.read_text()) | elsewhere, settings)
         if changed:
             raise UserError(f"{run.path} was run with another configuration; these keys differ: {', '.join(changed)}")
@@ -313,32 +316,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = now - self._at
         self._at = now
-
-
-class _Health:
-    """Stops a run that goes nowhere, with the reason."""
-
-    def __init__(self, config: Config) -> None:
-        self.settings, self.folder = config.trainer, config.folder
-        self.refused = self.silent = 0
-        self.stops: Counter[StopReason] = Counter()
-
-    def check(self, groups: Sequence[Group], credit: Credit, update: dict[str, Any]) -> None:
-        episodes = [e for group in groups for e in group.episodes]
-        if all(e.stop is StopReason.ENGINE_ERROR for e in episodes):
-            raise TrainingStopped(f"stopped: the engine failed in every episode of a step, the last time with "
-                                  f"{episodes[-1].error}")
-        self.stops.update(e.stop for e in episodes)
-        has_signal = credit.has_signal
-        self.refused = self.refused + 1 if has_signal and not update["updated"] else 0
-        self.silent = 0 if has_signal else self.silent + 1
-        if self.refused >= self.settings.refused_steps:
-            raise TrainingStopped(f"stopped: {self.refused} updates in a row had a non-finite loss or gradient; "
-                                  f"the last one's episodes and weights are in {self.folder / 'refused'}")
-        if self.silent >= self.settings.silent_steps:
-            counted = ", ".join(f"{reason}: {count}" for reason, count in self.stops.most_common())
-            raise TrainingStopped(f"stopped: no learning signal in {self.silent} updates in a row (all rewards of each "
-                                  f"group were equal, or unknown); episodes ended so: {counted}")
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

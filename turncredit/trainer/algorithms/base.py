@@ -153,6 +153,12 @@ class Algorithm(BaseModel):
         return False
 
     @property
+    def weighs_batch(self) -> bool:
+        """Whether `weigh_tokens` gets the tokens of a whole batch at once: of an update, or of a step's episodes where
+        `fixes_weights`; else those of a micro-batch."""
+        return False
+
+    @property
     def loss_settings(self) -> dict[str, Any]:
         """Keyword arguments of `policy_loss`."""
         return {name: getattr(self, name) for name in ("clip_low", "clip_high", "normalize", "ratio", "surrogate")}

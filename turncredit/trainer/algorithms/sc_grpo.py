@@ -37,6 +37,7 @@ class SCGRPO(Algorithm):
     alpha: float = Field(0.1, ge=0)  # the scale of the diversity advantage
     routes: tuple[Route, ...] = ("partial", "none")  # those that have a teacher
     references: Literal["coupled", "independent"] = "coupled"  # the same marginals; independent is the paper's letter
+    unit: Literal["micro-batch", "batch"] = "micro-batch"  # over whose tokens c is the percentile; batch: of an update
     weights_from: Literal["current", "sampling"] = "current"  # whose KL: the weights as they stand, or as they sampled
 
     def score_group(self, rewards: Sequence[float], verified: Sequence[bool], lengths: Sequence[int],
@@ -67,3 +68,8 @@ class SCGRPO(Algorithm):
     def fixes_weights(self) -> bool:
         """Whether weights are worked out once, before the first update on a batch."""
         return self.weights_from == "sampling"
+
+    @property
+    def weighs_batch(self) -> bool:
+        """Whether c is of a whole batch, which is then read once more, before its gradient."""
+        return self.unit == "batch"

@@ -14,9 +14,8 @@ import json
 import random
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 from turncredit.verifiers.code.equality import Equality, shown
 from turncredit.verifiers.code.wire import Malformed, Unencodable, decode, encode
@@ -33,8 +32,7 @@ class RemoteError(Exception):
     """The candidate raised an exception of a type that is not built in, or gave no answer at all."""
 
 
-@dataclass
-class Origin:
+class Origin(NamedTuple):
     """Where a remote object came from."""
 
     run: Pass

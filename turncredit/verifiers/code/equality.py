@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Equality:
+class Equality(NamedTuple):  # a dataclass takes a millisecond to make, in each process that runs given asserts
     """How much a value may differ from the expected one.
 
     bool is never int, and NaN equals nothing but an expected NaN. Keys and the members of sets are compared

@@ -6,6 +6,7 @@ import builtins
 import json
 import marshal
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -68,8 +69,9 @@ if version.decode() == f"{sys.implementation.name}-{sys.hexversion:x}":
     import marshal
     code = marshal.loads(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))
 else:
+    import zlib
     sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
-    code = compile(text, "judge", "exec")
+    code = compile(zlib.decompress(text), "judge", "exec")
 exec(code)
 """
 
@@ -83,7 +85,7 @@ def _judges_part(*names: str) -> bytes:
     text = "\n".join(["from __future__ import annotations", *lines, ""])
     compiled = marshal.dumps(compile(text, "judge", "exec", optimize=2, dont_inherit=True))
     version = f"{sys.implementation.name}-{sys.hexversion:x}"
-    source = text.encode()
+    source = zlib.compress(text.encode())  # so that all fits into a pipe at once
     return b"%d %s\n%s%d\n%s" % (len(source), version.encode(), source, len(compiled), compiled)
 
 

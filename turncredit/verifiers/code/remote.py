@@ -12,7 +12,6 @@ import ast
 import builtins
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from turncredit.sandboxes.base import MIB, Sandbox
@@ -28,6 +27,8 @@ _PASSES_IN_ORDER = 4  # then calls are known by what they ask: asserts may walk 
 _PASS_S = 20.0
 _ASSERTS_S = 60.0  # all passes of one source
 _MEMORY_BYTES = 512 * MIB
+_FIRST_PASSES = 256  # remembered, of at most so many bytes each: a group of candidates has the same tests
+_FIRST_PASS_BYTES = 1 << 18
 
 
 class AssertsBroken(Exception):
@@ -47,7 +48,8 @@ async def judge_remotely(sandbox: Sandbox, program: str, tests: CodeTests, test:
     time_of_asserts, changes = Budget(_ASSERTS_S), 0
     for number in range(_MOST_PASSES):
         given = steps, records, number >= _PASSES_IN_ORDER, time_of_asserts
-        outcome = await _run_asserts(sandbox, tests, test, *given)
+        outcome = await (_run_asserts(sandbox, tests, test, *given) if number
+                         else _first_pass(sandbox, tests, test, time_of_asserts))
         if number == _PASSES_IN_ORDER and outcome and outcome["guessed"]:
             again = await _run_asserts(sandbox, tests, test, *given)
             if again and again["steps"] != outcome["steps"]:
@@ -63,6 +65,26 @@ async def judge_remotely(sandbox: Sandbox, program: str, tests: CodeTests, test:
         if changes > _MOST_CHANGES:
             break
     return [_case(test, Status.WRONG, "the asserts", "its answers differ from run to run")]
+
+
+_first_passes: dict[str, dict[str, Any]] = {}
+
+
+async def _first_pass(sandbox: Sandbox, tests: CodeTests, test: Asserts, budget: Budget) -> dict[str, Any] | None:
+    """The pass without an answer, which no candidate has a part in: done once for all of them.
+
+    What it found is what the asserts ask for as far as it is known. Where they ask otherwise the next time, the
+    later passes find that out, as they do where an answer changes the questions.
+    """
+    key = repr((test.source, test.setup, tests.entry_point, tests.shared, tests.equality))
+    if outcome := _first_passes.get(key):
+        return outcome
+    outcome = await _run_asserts(sandbox, tests, test, [], [], False, budget)
+    if outcome is not None and len(repr(outcome)) <= _FIRST_PASS_BYTES:
+        if len(_first_passes) >= _FIRST_PASSES:
+            _first_passes.pop(next(iter(_first_passes)), None)
+        _first_passes[key] = outcome
+    return outcome
 
 
 def _answered_otherwise(before: Sequence[tuple[Step, Record]], after: Sequence[tuple[Step, Record]]) -> bool:
@@ -87,7 +109,7 @@ async def _run_asserts(sandbox: Sandbox, tests: CodeTests, test: Asserts, steps:
     calls_check, names = _remote_names(test, tests.entry_point)
     job = {"setup": test.setup, "source": test.source, "entry_point": tests.entry_point, "names": names,
            "calls_check": calls_check, "steps": steps, "records": records, "any_order": any_order,
-           "shared": list(tests.shared), "equality": asdict(tests.equality)}
+           "shared": list(tests.shared), "equality": tests.equality._asdict()}
     limits = budget.limits(_MEMORY_BYTES, _PASS_S)
     result = await run_inside(sandbox, ("wire.py", "equality.py", "asserts_inside.py"), job, OUTCOME, limits)
     budget.spend(result)
