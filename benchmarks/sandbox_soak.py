@@ -4,7 +4,8 @@
 
 Prints a line now and then, and last one JSON object. Exits 1 where a process, mount, cgroup, file or
 descriptor is left, where the sandbox itself failed, or where memory grew. It looks for its own alone: the processes
-below it and their cgroups, files of the user ids that its candidates had, and what lies in its own temporary folder.
+below it and their cgroups, mounts where a slot mounts, files of the user ids that its candidates had, and what lies
+in its own temporary folder.
 """
 
 from __future__ import annotations
@@ -110,15 +111,18 @@ async def soak(home: str, count: int, slots: int,
         return ends, memory, seen, users, count / (time.monotonic() - began)
 
 
-def left_of(processes: dict[int, str], mounts: str, open_before: int, files: set[Path]) -> list[str]:
-    """Return what of a pool's processes, mounts, descriptors and files there still is."""
+def left_of(processes: dict[int, str], mounts: str, open_before: int, own_folder: Path) -> list[str]:
+    """Return what of a pool's processes, cgroups, mounts and descriptors there still is."""
     left = [f"process {pid}" for pid, started in processes.items() if alive(pid, started)]
     left += cgroups_of(processes)
-    left += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines()
-             if line not in mounts.splitlines() and line.split()[4].startswith(("/sandbox", "/.old", "/tmp"))]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4]
+        ours = point == "/tmp" or point.startswith(("/sandbox", "/.old", "/tmp/.old", str(own_folder)))
+        if ours and line not in mounts.splitlines():
+            left.append(f"mount {line}")
     if descriptors() != open_before:
         left.append(f"{descriptors() - open_before} descriptors")
-    return left + [f"file {path}" for path in files]
+    return left
 
 
 def containers() -> list[str]:
@@ -152,7 +156,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="turncredit-soak-") as own_folder:
         tempfile.tempdir = own_folder
         ends, memory, seen, users, per_second = asyncio.run(soak(asked.home, asked.count, asked.slots, asked.seed))
-        left = left_of(seen, mounts, open_before, files_of(users, Path(own_folder)))
+        left = left_of(seen, mounts, open_before, Path(own_folder))
+        left += [f"file {path}" for path in files_of(users, Path(own_folder))]
         tempfile.tempdir = None
     if asked.home == "docker":
         left += [f"container {name}" for name in containers()]

@@ -12,6 +12,8 @@ from gymnasium.utils.env_checker import check_env
 
 from turncredit.envs import SPLITS
 from turncredit.envs.programs import FUNCTIONS, SIMULATIONS
+from turncredit.errors import UserError
+from turncredit.sandboxes.docker import connect
 from turncredit.verifiers.code import Call
 
 CASES = [(split, level) for split in SPLITS for level in (1, 2, 3, 4)]
@@ -64,8 +66,14 @@ def test_failing_visible_tests_show_what_was_expected_and_what_came(make: Any, t
     assert env.step(f"```python\n{env.task.hidden['solution']}```")[1] == 1.0
 
 
-def test_tests_edited_during_the_episode_judge_nothing(make: Any) -> None:
-    env = make("CodeRepl")
+@pytest.mark.parametrize("home", ["local", "docker"])
+def test_tests_edited_during_the_episode_judge_nothing(make: Any, home: str) -> None:
+    if home == "docker":
+        try:
+            connect().close()
+        except UserError as error:  # no engine, or no SDK
+            pytest.skip(str(error))
+    env = make("CodeRepl", home=home)
     env.reset(seed=0)
     name = env.task.hidden["visible"].entry_point
     edit = f"""

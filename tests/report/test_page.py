@@ -116,6 +116,18 @@ def test_the_page_says_why_an_episode_got_its_reward(opened: Any, episodes: pand
     assert "reward 0 · failed" in said and failed["verdict_reason"] in said and failed["prompt"] in said
 
 
+def test_one_click_leads_from_the_top_to_a_failed_episode_s_reason_and_tokens(
+        opened: Any, episodes: pandas.DataFrame, credit: pandas.DataFrame) -> None:
+    opened.evaluate("scrollTo(0, 0)")
+    opened.get_by_role("button", name="one that failed").click()
+    weighted = set(credit.dropna(subset="weight")["episode"])
+    wanted = [id for id in episodes[episodes["passed"] == False]["id"].sort_values() if id in weighted]  # noqa: E712
+    opened.wait_for_selector(f"#episode[data-id='{wanted[-1]}']")
+    assert opened.locator("#episode").evaluate("e => e.getBoundingClientRect().top") < 200
+    assert "failed" in opened.locator("#episode .verdict").inner_text()
+    assert opened.locator("#episode .tokens .t").count() > 0
+
+
 def test_nothing_is_wider_than_a_phone_in_light_and_dark(opened: Any) -> None:
     opened.set_viewport_size({"width": 390, "height": 800})
     colours = []
@@ -124,3 +136,26 @@ def test_nothing_is_wider_than_a_phone_in_light_and_dark(opened: Any) -> None:
         colours.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert opened.evaluate("document.documentElement.scrollWidth") <= 390
     assert len(set(colours)) == 2
+
+
+def test_the_credit_page_shows_two_checkpoints_side_by_side_with_the_numbers_of_each(browser: Any, trained_run: Path,
+                                                                                     tmp_path: Path) -> None:
+    from turncredit.heatmap.page import write_page
+    from turncredit.heatmap.scored import score
+    from turncredit.heatmap.trajectories import read_reference, read_task
+    from turncredit.trainer.start import policy_of
+
+    told, seen = read_task(f"{trained_run}/000002-0000-000", None, None), read_reference("@calculate a=1 op=+ b=2")
+    scored = [score(*policy_of(str(path), "plain"), told, seen, path.name) for path in (trained_run / "start",
+                                                                                         trained_run)]
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(write_page(scored, tmp_path / "credit.html").as_uri())
+    page.wait_for_selector("body[data-ready=all]")
+    for side, one in enumerate(scored, 1):
+        token = page.locator(f".sides > div:nth-child({side}) .t[data-place='0']")
+        token.hover()
+        shown = dict(row.split("\t") for row in page.locator("#tip table").inner_text().splitlines())
+        assert float(shown["weight f"]) == pytest.approx(one.weight[0], rel=1e-3, abs=1e-8)
+        assert float(shown["teacher probability"]) == pytest.approx(np.exp(one.teacher_logprob[0]), rel=1e-3, abs=1e-8)
+        assert one.model in page.locator(f".sides > div:nth-child({side}) .quiet").inner_text()
+    page.close()

@@ -274,6 +274,16 @@ CALLS = {
 }
 
 
+HONEST_CALLS = """
+    import os, threading, mmap, tempfile, select, time, signal
+    threading.Thread(target=print, args=('thread',)).start()
+    m = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); m[0] = 1
+    e = select.epoll(); e.close(); r, w = os.pipe(); os.write(w, b'x'); os.read(r, 1)
+    signal.setitimer(signal.ITIMER_REAL, 10); os.sched_yield(); os.getrandom(8); os.statvfs('/'); os.uname()
+    tempfile.mkdtemp(); print(round(time.clock_gettime(time.CLOCK_MONOTONIC) * 0))
+"""
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_system_calls_that_no_candidate_needs(walled: Driven, name: str) -> None:
     column = {"x86_64": 0, "aarch64": 1}[os.uname().machine]
@@ -282,18 +292,7 @@ def test_system_calls_that_no_candidate_needs(walled: Driven, name: str) -> None
         result = libc.syscall({number}, {arguments})
         attempt({name!r}, lambda: result)
     """)
-
-
-def test_honest_system_calls_still_work(walled: Driven) -> None:
-    code = """
-        import os, threading, mmap, tempfile, select, time, signal
-        threading.Thread(target=print, args=('thread',)).start()
-        m = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); m[0] = 1
-        e = select.epoll(); e.close(); r, w = os.pipe(); os.write(w, b'x'); os.read(r, 1)
-        signal.setitimer(signal.ITIMER_REAL, 10); os.sched_yield(); os.getrandom(8)
-        tempfile.mkdtemp(); print(round(time.clock_gettime(time.CLOCK_MONOTONIC) * 0))
-    """
-    walled.still_works(code, "thread\n0\n")
+    walled.still_works(HONEST_CALLS, "thread\n0\n")
 
 
 def test_clocks(walled: Driven) -> None:

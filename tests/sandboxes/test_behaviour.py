@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from turncredit.cli import main
 from turncredit.errors import UserError
 from turncredit.sandboxes import KilledBy, Limits, Sandbox, SandboxError
 
@@ -338,8 +339,26 @@ def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
         asyncio.run(Sandbox.open("local", slot=3))
 
 
-@pytest.mark.parametrize("limits", [{"wall_s": 0}, {"memory_bytes": -1}, {"cpu_s": float("nan")},
-                                    {"files": 0}])
-def test_a_limit_that_bounds_nothing_is_refused(limits: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=next(iter(limits))):
-        Limits(**limits)  # type: ignore[arg-type]  # floats stand for ints here too
+@pytest.mark.parametrize("limits", [
+    {"wall_s": 0}, {"memory_bytes": -1}, {"cpu_s": float("nan")}, {"files": 0}, {"processes": 2.5},
+    {"output_bytes": "much"}, {"network": "yes"}, {"file_bytes": True},
+])
+def test_a_limit_that_bounds_nothing_is_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"limits.{next(iter(limits))} is .*: it must be"):
+        Limits(**limits)
+
+
+def test_a_configurations_limits_are_read_or_refused() -> None:
+    assert Limits.of({"wall_s": 3, "network": True}) == Limits(wall_s=3, network=True)
+    for given, sentence in (({"wal_s": 3}, "limits.wal_s is unknown; did you mean 'wall_s'"), (3, "limits is 3: "),
+                            ({"files": "few"}, "limits.files is 'few': it must be a whole number above 0")):
+        with pytest.raises(UserError, match=sentence):
+            asyncio.run(Sandbox.open("local", limits=given))
+
+
+def test_the_check_names_the_nearest_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["turncredit", "sandbox", "check", "dokcer"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == ("error: sandbox 'dokcer' is unknown; did you mean 'docker'? "
+                                       "(known: local, docker, e2b)\n")

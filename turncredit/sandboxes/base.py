@@ -10,7 +10,7 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
@@ -41,8 +41,40 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("wall_s", "cpu_s", "memory_bytes", "processes", "output_bytes", "file_bytes", "files"):
             value = getattr(self, name)
-            if not value > 0:
-                raise UserError(f"limits.{name} is {value!r}: it must be above 0")
+            whole = not name.endswith("_s")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+                raise UserError(f"limits.{name} is {value!r}: it must be a {'whole ' * whole}number above 0")
+        if not isinstance(self.network, bool):
+            raise UserError(f"limits.network is {self.network!r}: it must be true or false")
+
+    @classmethod
+    def of(cls, given: object) -> Limits:
+        """Return limits as a setting has them: `Limits`, or a mapping of a configuration's.
+
+        Raises:
+            UserError: it is neither, or has an unknown name or an impossible value.
+        """
+        if isinstance(given, Limits):
+            return given
+        if not isinstance(given, Mapping):
+            raise UserError(f"limits is {given!r}: it must be Limits(…), or a mapping of their names")
+        known = [each.name for each in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UserError(f"limits.{name} is unknown{did_you_mean(str(name), known)} "
+                                f"(known: {', '.join(known)})")
+        return cls(**given)
+
+
+def check_counts(**counts: object) -> None:
+    """Refuse settings that must count something, and do not.
+
+    Raises:
+        UserError: naming the first that is no whole number of at least 1.
+    """
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UserError(f"{name} is {count!r}: it must be a whole number of at least 1")
 
 
 class KilledBy(StrEnum):
@@ -222,6 +254,8 @@ class Sandbox(ABC):
             if name not in known_settings:
                 raise UserError(f"setting {name!r} is unknown to sandbox {home!r}"
                                 f"{did_you_mean(name, known_settings)} (known: {', '.join(known_settings)})")
+        if settings.get("limits") is not None:
+            settings["limits"] = Limits.of(settings["limits"])
         opened = await opener(**settings)
         assert isinstance(opened, Sandbox)
         return opened

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from turncredit.errors import MissingExtra, UserError
 from turncredit.sandboxes import image as images
-from turncredit.sandboxes.base import KilledBy, Limits, SandboxError
+from turncredit.sandboxes.base import KilledBy, Limits, SandboxError, check_counts
 from turncredit.sandboxes.local import ENVIRONMENT, PRELOAD
 from turncredit.sandboxes.slots import SlotSandbox, check_limits
 from turncredit.sandboxes.warm import WarmPool, WarmSlot
@@ -92,9 +92,7 @@ async def open_sandbox(
         UserError: no engine answers, or it can't start such containers.
     """
     limits = limits or Limits()
-    for name, count in (("slots", slots), ("sessions", sessions), ("recycle_after", recycle_after)):
-        if count is not None and count < 1:
-            raise UserError(f"{name} is {count}: it must be at least 1")
+    check_counts(slots=1 if slots is None else slots, sessions=sessions, recycle_after=recycle_after)
     if image is not None and packages:
         raise UserError(f"packages is {list(packages)}, with image {image!r}: put them into that image")
     client = await asyncio.to_thread(connect)

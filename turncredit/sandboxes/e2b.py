@@ -30,6 +30,7 @@ from turncredit.sandboxes.base import (
     Sandbox,
     SandboxError,
     Session,
+    check_counts,
     check_path,
     check_request,
 )
@@ -83,9 +84,7 @@ async def open_sandbox(
         UserError: no key, a version of the SDK that is broken, or a service or template that does not serve.
     """
     limits = limits or Limits()
-    for name, count in (("slots", slots), ("sessions", sessions), ("recycle_after", recycle_after)):
-        if count < 1:
-            raise UserError(f"{name} is {count}: it must be at least 1")
+    check_counts(slots=slots, sessions=sessions, recycle_after=recycle_after)
     if lifetime_s < LEAST_LIFETIME_S:
         raise UserError(f"lifetime_s is {lifetime_s}: it must be at least {LEAST_LIFETIME_S}")
     check_sdk()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turncredit.errors import UserError, did_you_mean
-from turncredit.sandboxes.base import Limits
+from turncredit.sandboxes.base import Limits, check_counts
 from turncredit.sandboxes.pool import Pool, Slot, ZygoteRefused
 from turncredit.sandboxes.slots import SlotSandbox, check_limits
 from turncredit.sandboxes.zygote import root
@@ -89,9 +89,7 @@ async def open_sandbox(
     """
     limits = limits or Limits()
     slots = 2 * len(os.sched_getaffinity(0)) if slots is None else slots
-    for name, count in (("slots", slots), ("sessions", sessions), ("recycle_after", recycle_after)):
-        if count < 1:
-            raise UserError(f"{name} is {count}: it must be at least 1")
+    check_counts(slots=slots, sessions=sessions, recycle_after=recycle_after)
     for name in minimum:
         if name not in PROTECTIONS:
             raise UserError(f"minimum names {name!r}, which is none{did_you_mean(name, PROTECTIONS)} "
