@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import turncredit
-from turncredit.agents import AsynchronousAgent, ChatFormat, EngineAgent, Request, Sampling, TransformersEngine
+from turncredit.agents import AsynchronousAgent, ChatFormat, EngineAgent, Request, Sample, Sampling, TransformersEngine
 from turncredit.agents.tiny import learn_tokenizer, make_tiny_model
 from turncredit.config import TinyModel
 from turncredit.envs import Reply, TextEnv
@@ -76,25 +76,50 @@ class Workload:
 
 
 def compare_with_generate(model: Any, work: Workload, repeats: int) -> dict[str, float]:
-    """Useful tokens a second of both, best of `repeats`."""
+    """Useful tokens a second, best of `repeats`: of generate, and of the engine on both schedules."""
     engine = TransformersEngine(model, max_batch=64)
 
-    def ours(turn: int, contexts: list[list[int]], limits: Any) -> list[list[int]]:
-        asked = [Request(c, int(n), 1000 * turn + i, episode=i) for i, (c, n) in enumerate(zip(contexts, limits))]
+    def request(turn: int, episode: int, context: list[int]) -> Request:
+        return Request(context, int(work.limits[turn][episode]), 1000 * turn + episode, episode=episode)
+
+    def lockstep(turn: int, contexts: list[list[int]], limits: Any) -> list[list[int]]:
+        asked = [request(turn, i, context) for i, context in enumerate(contexts)]
         return [sample.token_ids for sample in engine.generate(asked, Sampling(), [])]
 
     def theirs(turn: int, contexts: list[list[int]], limits: Any) -> list[list[int]]:
         return generate(model, contexts, int(max(limits)))
 
+    def own_pace() -> None:
+        """Each episode's next turn joins the batch once its last one is over, as with AsynchronousAgent."""
+        stream = engine.stream(Sampling(), [])
+        contexts = [list(prompt) for prompt in work.prompts for _ in range(8)]
+        numbers = stream.add([request(0, i, context) for i, context in enumerate(contexts)])
+        under_way = {number: (0, i) for i, number in enumerate(numbers)}
+        while stream.unfinished:
+            coming = []
+            for number, sample in stream.step():
+                assert isinstance(sample, Sample)
+                turn, i = under_way.pop(number)
+                contexts[i] += [*sample.token_ids, *work.observations[turn][i].tolist()]
+                if turn + 1 < len(work.limits):
+                    coming.append((turn + 1, i))
+            numbers = stream.add([request(turn, i, list(contexts[i])) for turn, i in coming])
+            under_way |= zip(numbers, coming)
+
+    ways: dict[str, Callable[[], None]] = {
+        "generate": lambda: work.play(theirs), "lockstep": lambda: work.play(lockstep), "engine": own_pace}
+    if len(work.limits) == 1:
+        del ways["lockstep"]  # the same
     engine.generate([Request([1, 2, 3], 2, 0)], Sampling(), [])  # the trial, and packing
-    best = {"engine": 0.0, "generate": 0.0}
+    best = dict.fromkeys(ways, 0.0)
     for _ in range(repeats):
-        for name, say in (("engine", ours), ("generate", theirs)):
+        for name, play in ways.items():
             engine.forget()
             began = time.perf_counter()
-            work.play(say)
+            play()
             best[name] = max(best[name], work.tokens / (time.perf_counter() - began))
-    return best | {"ratio": best["engine"] / best["generate"]}
+    return best | {"ratio": best["engine"] / best["generate"]} | (
+        {"lockstep_ratio": best["lockstep"] / best["generate"]} if "lockstep" in best else {})
 
 
 class Waiting(TextEnv):

@@ -104,8 +104,8 @@ class RolloutConfig(Strict):
     schedule: Literal["lockstep", "asynchronous"] = Field(
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
-    staleness: Literal[0, 1] = Field(
-        0, description="1: a step is sampled while the one before is trained on, one policy version behind")
+    staleness: int = Field(
+        0, ge=0, le=16, description="policy versions: so many steps are sampled while earlier ones are trained on")
 
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:
@@ -125,6 +125,8 @@ class EngineConfig(Strict):
     python: str | None = Field(None, description="an interpreter that has vllm, to start a server with; null: this one")
     cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
     memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
+    lora: Literal["merged", "adapter"] = Field(
+        "merged", description="what vLLM gets with model.lora: whole weights, or the adapter beside the base's")
     accepted_difference: float | None = Field(
         None, gt=0, description="from the trainer's logprobs, in nats, mean; null: 0.001 in float32, 0.1 in bfloat16")
 
@@ -137,6 +139,9 @@ class EngineConfig(Strict):
     def _settings_fit(self) -> EngineConfig:
         if self.name != "vllm-server" and (self.servers or self.python):
             raise ValueError(f"engine.name is {self.name!r}: engine.servers and engine.python are for 'vllm-server'")
+        if self.name == "transformers" and self.lora == "adapter":
+            raise ValueError("engine.lora is 'adapter' with engine.name 'transformers', which samples with the "
+                             "trainer's own model: leave it out")
         return self
 
 
@@ -227,6 +232,13 @@ class EvaluationConfig(Strict):
     leakage: Literal["report", "refuse", "ignore"] = Field("report", description="evaluated tasks among trained ones")
 
 
+class TrackingConfig(Strict):
+    """Where a run's numbers go beside its folder. Each tracker is an extra of its own name."""
+
+    to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list, description="accelerate's")
+    project: str = Field("turncredit", min_length=1, description="under which W&B and trackio file the run")
+
+
 class Config(Strict):
     """A whole run."""
 
@@ -243,6 +255,7 @@ class Config(Strict):
     trainer: TrainerConfig = TrainerConfig()
     warmstart: WarmstartConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _algorithm_is_known(self) -> Config:
@@ -256,6 +269,9 @@ class Config(Strict):
             algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
             raise ValueError(sentence_of(error, "algorithm").removeprefix("config: ")) from None
+        if algorithm.teacher == "averaged" and self.model.lora is not None:
+            raise ValueError(f"algorithm.name is {name!r} with an averaged teacher and model.lora: an adapter has no "
+                             "second copy; set model.lora to null, or let the teacher be the current policy")
         if (algorithm.teacher == "external") != (self.teacher.path is not None):
             needs = "needs" if algorithm.teacher == "external" else "has no use for"
             raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "
@@ -268,14 +284,16 @@ class Config(Strict):
             raise ValueError("model.tiny is set without warmstart: a policy made from nothing cannot act; add a "
                              "warmstart section, or set model.path")
         if self.rollout.staleness and self.trainer.old_logprobs != "recomputed":
-            raise ValueError("rollout.staleness is 1 with trainer.old_logprobs 'sampler': older samples need "
-                             "importance weights; set trainer.old_logprobs to 'recomputed'")
+            raise ValueError(f"rollout.staleness is {self.rollout.staleness} with trainer.old_logprobs 'sampler': "
+                             "older samples need importance weights; set trainer.old_logprobs to 'recomputed'")
         if self.rollout.staleness and self.rollout.refills:
-            raise ValueError(f"rollout.staleness is 1 with rollout.refills {self.rollout.refills}: set one of them "
-                             "to 0")
+            raise ValueError(f"rollout.staleness is {self.rollout.staleness} with rollout.refills "
+                             f"{self.rollout.refills}: set one of them to 0")
         if self.rollout.staleness and self.model.lora is not None and self.engine.name == "transformers":
-            raise ValueError("rollout.staleness is 1 with model.lora: the transformers engine has no second copy of an "
-                             "adapter; set engine.name to 'vllm' or rollout.staleness to 0")
+            raise ValueError(f"rollout.staleness is {self.rollout.staleness} with model.lora: the transformers engine "
+                             "has no second copy of an adapter; set engine.name to 'vllm' or rollout.staleness to 0")
+        if self.engine.lora == "adapter" and self.model.lora is None:
+            raise ValueError("engine.lora is 'adapter' without model.lora: there is no adapter to send; leave it out")
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")

@@ -170,15 +170,15 @@ class RunFolder:
         text = self.metrics.read_text() if self.metrics.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def forget_from(self, step: int, keep_episodes: bool = False) -> None:
+    def forget_from(self, step: int, keep_steps: int = 0) -> None:
         """Drop what belongs to `step` and later: a resumed run does these steps again.
 
         Args:
-            keep_episodes: those of `step` itself stay, where they were sampled ahead of it.
+            keep_steps: the episodes of so many steps from `step` on stay: they were sampled ahead of it.
         """
         for file in [*self.episodes.glob("step-*.parquet"), *self.credit.glob("step-*.parquet")]:
             of = int(file.stem.split("-")[1])
-            if of >= step and not (keep_episodes and of == step and file.parent == self.episodes):
+            if of >= step and not (of < step + keep_steps and file.parent == self.episodes):
                 file.unlink()
         kept = [line for line in self.read_metrics() if line["step"] < step]
         text = "".join(json.dumps(line) + "\n" for line in kept)

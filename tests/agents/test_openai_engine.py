@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,6 +31,7 @@ class Server(ThreadingHTTPServer):
         self.engine, self.tokenizer, self.fault = TransformersEngine(model), tokenizer, ""
         self.alone = threading.Lock()
         self.asked: list[dict[str, Any]] = []
+        self.refused: list[float] = []  # when
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -79,15 +80,30 @@ class Answer(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.server.fault == "dies":
             self.close_connection = True
+        elif self.server.fault == "drips":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            for _ in range(100):
+                time.sleep(0.05)
+                self.wfile.write(b" ")
+        elif self.server.fault == "busy" and len(self.server.refused) < 2:
+            self.server.refused.append(time.monotonic())
+            self.answer(429, {"error": {"message": "slow down"}}, {"Retry-After-Ms": "300"})
+        elif self.server.fault == "overloaded" and len(self.server.refused) < 2:
+            self.server.refused.append(time.monotonic())
+            self.answer(503, {"error": {"message": "overloaded"}})
         elif self.server.fault == "no JSON":
             self.answer(200, "<html>")
         else:
             self.answer(200, self.server.completion(body))
 
-    def answer(self, status: int, body: Any) -> None:
+    def answer(self, status: int, body: Any, headers: Mapping[str, str] = {}) -> None:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -179,6 +195,29 @@ def test_a_request_that_its_server_fails_is_taken_to_another_one(start: Any, cha
         assert reason in str(outcome)
     good.fault = bad.fault = ""
     assert [len(sample.token_ids) for sample in engine.generate(asked, Sampling(), [])] == [4] * 6, "both are back"
+
+
+@pytest.mark.parametrize("fault", ["busy", "overloaded"])
+def test_a_server_that_is_busy_is_asked_again_after_a_pause(start: Any, chat: ChatFormat, fault: str) -> None:
+    server = start()
+    engine = engine_of(chat, server, retries=2)
+    server.fault = fault
+    sample = engine.generate(REQUESTS[:1], Sampling(), [])[0]
+    assert len(sample.token_ids) == 5
+    first, second = server.refused
+    assert second - first > (0.3 if fault == "busy" else 0.2), "as long as it asks for, or a pause of the client's own"
+    assert engine.failures == [0]
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_for_ever(start: Any, chat: ChatFormat) -> None:
+    server = start()
+    engine = engine_of(chat, server, timeout_s=1)
+    server.fault, engine.longest_s = "drips", 1.5
+    began = time.monotonic()
+    outcome = engine.generate(REQUESTS[:1], Sampling(), [])[0]
+    assert time.monotonic() - began < 4
+    assert isinstance(outcome, EngineError)
+    assert "no whole answer in 1.5 s" in str(outcome)
 
 
 @pytest.mark.parametrize("kind", [EngineAgent, AsynchronousAgent])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 import torch
 
 from turncredit.agents import AsynchronousAgent, EngineAgent, Request, Sampling
+from turncredit.agents.adapter_files import AdapterFiles
 from turncredit.agents.tiny import make_tiny_model
 from turncredit.agents.vllm_engine import VllmEngine
-from turncredit.config import ModelConfig, TinyModel
+from turncredit.config import LoraConfig, ModelConfig, TinyModel
 from turncredit.errors import EngineError, UserError
 from turncredit.rollout import Budget, Rollout, TaskRef
+from turncredit.trainer.lora import adapter_settings, add_adapter
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.weights import WeightLink, agreement, export_untied, untied_weights
 
@@ -179,3 +182,28 @@ def test_an_engine_that_fails_in_mid_turn_can_be_asked_again(sampler: Sampler) -
             REQUESTS, Sampling(), policy.chat.stop_ids)]
     finally:
         engine._engine.step = step
+
+
+def test_an_adapter_is_swapped_while_the_engine_runs(loaded: Sampler, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is not installed")
+    _, plain = loaded
+    policy = Policy(copy.deepcopy(plain.model), plain.tokenizer, plain.config)
+    add_adapter(policy.model, LoraConfig(rank=4, alpha=8.0), 0, ".")
+    export_untied(policy, tmp_path / "base", adapted=False)
+    files = AdapterFiles(tmp_path / "adapters", adapter_settings(policy.model))
+    engine = VllmEngine(tmp_path / "base", max_context=256, max_batch=16, dtype="float32", adapter=files)
+    try:
+        link = WeightLink(engine, policy, 1e-4, seed=0, adapter=True)
+        link.try_out()
+        for version in (1, 2):
+            with torch.no_grad():
+                for parameter in (p for p in policy.model.parameters() if p.requires_grad):
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(version)))
+            assert agreement(engine, policy, 0).mean > 1e-3, "the engine has the adapter from before"
+            assert link.send(version).max < 1e-4
+        assert len(list((tmp_path / "adapters").iterdir())) == 2, "older ones are deleted"
+        engine.load = lambda weights: None  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="some of the weights did not arrive"):
+            link.try_out()
+    finally:
+        engine.close()

@@ -1,4 +1,4 @@
-"""Sampling while training: one version behind, corrected, and the same run again after a kill."""
+"""Sampling while training: some versions behind, corrected, and the same run again after a kill."""
 
 from __future__ import annotations
 
@@ -12,49 +12,62 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from turncredit.episode import Group
 from turncredit.errors import UserError
 from turncredit.progress import Display
-from turncredit.store import RunFolder
+from turncredit.store import RunFolder, read_episodes, write_episodes
 from turncredit.trainer.ahead import CopiedEngine, SamplingAhead
 from turncredit.trainer.loop import train
 from turncredit.trainer.sampling import Sampled
 from turncredit.trainer.weights import agreement, untied_weights
 
-STALE = {"trainer": {"steps": 4, "lr": 3e-3, "save_every": 2, "old_logprobs": "recomputed", "importance_cap": 3.0}}
+STEPS = 6
+STALE = {"trainer": {"steps": STEPS, "lr": 3e-3, "save_every": 2, "old_logprobs": "recomputed", "importance_cap": 3.0}}
 
 
-@pytest.fixture(scope="module")
-def finished(relay_config: Any) -> tuple[RunFolder, Any]:
-    config = relay_config(rollout={"staleness": 1}, **STALE)
+@pytest.fixture(scope="module", params=[1, 2])
+def finished(request: Any, relay_config: Any) -> tuple[RunFolder, Any]:
+    config = relay_config(rollout={"staleness": request.param}, name=f"stale-{request.param}", **STALE)
     with Display(None) as display:
         return train(config, display), config
 
 
 def test_a_step_is_sampled_by_the_weights_from_before_the_last_update_and_weighed_for_it(finished: Any) -> None:
-    run, _ = finished
-    assert {(e.step, e.policy_version) for e in run.read_episodes()} == {(0, 0), (1, 0), (2, 1), (3, 2)}
+    run, config = finished
+    lag = config.rollout.staleness
+    assert {(e.step, e.policy_version) for e in run.read_episodes()} == {(s, max(0, s - lag)) for s in range(STEPS)}
     metrics = run.read_metrics()
-    assert [line["groups stale"] for line in metrics] == [0] * 4
-    assert all(line["sampler_gap_max"] < 1e-4 for line in metrics), "the copy has the weights that were sent"
+    assert [line["groups stale"] for line in metrics] == [0] * STEPS
+    assert ["sampler_gap_max" in line for line in metrics] == [step > lag for step in range(STEPS)]
+    assert all(line["sampler_gap_max"] < 1e-4 for line in metrics[lag + 1:]), "the copy has the weights that were sent"
     assert abs(metrics[0]["sampler_ratio_mean"] - 1) < 1e-5, "the first step is on policy"
     assert all(line["drift_mean"] < 1e-5 for line in metrics), "ratios are against the trainer's own logprobs"
     assert any(abs(line["sampler_ratio_max"] - 1) > 1e-3 for line in metrics[1:]), "later ones are not, and it is seen"
 
 
-@pytest.mark.parametrize("killed_in", [2, 3])
-def test_a_run_that_was_killed_ends_bit_for_bit_the_same(finished: Any, killed_in: int, tmp_path: Any) -> None:
+def as_killed(finished: Any, tmp_path: Any, torn: bool = False) -> tuple[RunFolder, Any]:
+    """A run as one leaves it that is killed behind the checkpoint of two steps, or while it samples more groups."""
     whole, config = finished
     shutil.copytree(whole.path, tmp_path / config.name)
     run = RunFolder(tmp_path / config.name)
     shutil.rmtree(run.path / "policy")
-    shutil.rmtree(run.checkpoints / "step-000004")
-    for file in run.episodes.glob("step-*"):  # of step 3 two groups alone were there yet, or none
-        if int(file.stem.split("-")[1]) > killed_in or (killed_in == 3 and file.stem == "step-000003-group-0001"):
+    for checkpoint in ("step-000004", "step-000006"):
+        shutil.rmtree(run.checkpoints / checkpoint)
+    sampled = 2 + config.rollout.staleness  # steps; of the next one two groups alone were there yet, or none
+    for file in run.episodes.glob("step-*"):
+        if int(file.stem.split("-")[1]) >= sampled + torn or file.stem == f"step-{sampled:06d}-group-0001":
             file.unlink()
     settings = yaml.safe_load((run.path / "config.yaml").read_text()) | {"runs": str(tmp_path)}
     (run.path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return run, config.model_copy(update={"runs": tmp_path})
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_run_that_was_killed_ends_bit_for_bit_the_same(finished: Any, torn: bool, tmp_path: Any) -> None:
+    whole, _ = finished
+    run, config = as_killed(finished, tmp_path, torn)
     with Display(None) as display:
-        train(config.model_copy(update={"runs": tmp_path}), display, resume=True)
+        train(config, display, resume=True)
     one, other = (load_file(path / "policy" / "model.safetensors") for path in (whole.path, run.path))
     assert all(torch.equal(one[name], other[name]) for name in one)
     mine, theirs = ([e.token_ids.tolist() for e in r.read_episodes()] for r in (run, whole))
@@ -62,15 +75,29 @@ def test_a_run_that_was_killed_ends_bit_for_bit_the_same(finished: Any, killed_i
 
 
 def test_groups_that_are_too_old_are_left_out_and_counted(finished: Any) -> None:
-    run, _ = finished
-    from turncredit.episode import Group
-    from turncredit.store import read_episodes
-
+    run, config = finished
+    lag = config.rollout.staleness
     groups = [Group(read_episodes(run.group_file(3, number))) for number in range(3)]
-    groups[1].episodes[2].policy_version = 1
-    ahead = SamplingAhead(lambda step: Sampled(groups, groups, 0), run, 9)
-    sampled, stale = ahead.take(3)
+    groups[1].episodes[2].policy_version = 2 - lag
+    ahead = SamplingAhead(lambda step: Sampled(groups, groups, 0), run, 9, lag)
+    sampled, stale, _ = ahead.take(3)
     assert (sampled.every, sampled.trained, stale) == (groups, [groups[0], groups[2]], 1)
+    ahead = SamplingAhead(lambda step: Sampled(groups, groups, 0), run, 9, lag + 1)
+    assert ahead.take(3)[1] == 0
+
+
+def test_a_run_goes_on_without_a_group_that_is_too_old(finished: Any, tmp_path: Any) -> None:
+    run, config = as_killed(finished, tmp_path)
+    step = 1 + config.rollout.staleness  # its groups stand on the disk, and are taken from there
+    file = run.group_file(step, 1)
+    episodes = read_episodes(file)
+    episodes[0].policy_version = -1
+    write_episodes(file, episodes)
+    with Display(None) as display:
+        train(config, display, resume=True)
+    found = {line["step"]: (line["groups stale"], line["groups trained"]) for line in run.read_metrics()}
+    assert found[step] == (1, 2)
+    assert all(found[other] == (0, 3) for other in range(STEPS) if other != step)
 
 
 def test_the_next_step_is_sampled_while_this_one_is_trained_on(finished: Any) -> None:

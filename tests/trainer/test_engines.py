@@ -15,11 +15,11 @@ from turncredit.errors import UserError
 PANTRY = {"id": "turncredit/Pantry-v0", "arguments": {"level": 1}}
 
 
-def config_of(folder: Path, **engine: Any) -> Config:
+def config_of(folder: Path, adapter: dict[str, float] | None = None, **engine: Any) -> Config:
     return parse_config({
         "runs": str(folder), "seed": 5, "envs": [PANTRY], "engine": engine,
         "model": {"tiny": {"width": 64, "layers": 2, "heads": 2, "context": 256, "vocabulary": 400},
-                  "tool_calls": "plain"},
+                  "tool_calls": "plain", "lora": adapter},
         "rollout": {"groups": 2, "group_size": 4, "turn_tokens": 8, "episode_tokens": 16, "context_tokens": 200},
         "trainer": {"steps": 3, "lr": 1e-2, "old_logprobs": "recomputed"},
         "warmstart": {"envs": [PANTRY], "steps": 30, "lr": 3e-3, "batch": 4, "demonstrations": 32}})
@@ -29,6 +29,10 @@ def test_an_engine_s_name_alone_is_enough_and_settings_of_another_are_refused() 
     assert EngineConfig.model_validate("vllm").name == "vllm"
     base = {"model": {"path": "."}, "envs": [PANTRY]}
     assert parse_config({**base, "engine": "vllm-server"}).engine.name == "vllm-server"
+    with pytest.raises(UserError, match=r"engine.lora is 'adapter' without model.lora"):
+        parse_config({**base, "engine": {"name": "vllm", "lora": "adapter"}})
+    with pytest.raises(UserError, match=r"engine.lora is 'adapter' with engine.name 'transformers'"):
+        parse_config({**base, "engine": {"lora": "adapter"}})
     with pytest.raises(UserError, match=r"engine.name is 'vllm': engine.servers and engine.python are for 'vllm-serv"):
         parse_config({**base, "engine": {"name": "vllm", "servers": ["http://localhost:8000/v1"]}})
 
@@ -50,6 +54,23 @@ def test_a_run_samples_with_vllm_and_its_weights_follow_the_trainer_s(name: str,
     assert [e.policy_version for e in episodes] == [e.step for e in episodes]
     for line in metrics:
         assert abs(line["sampler_ratio_mean"] - 1) < 1e-4, "what was sampled is what is scored"
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-server"])
+def test_an_adapter_is_swapped_beside_the_base_after_each_update(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    pytest.importorskip("peft", reason="peft is not installed")
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    with Display(None) as display:
+        run = train(config_of(tmp_path, {"rank": 4, "alpha": 8.0}, name=name, lora="adapter"), display)
+    metrics = run.read_metrics()
+    assert len(metrics) == 3
+    assert all(line["updated"] for line in metrics), "the weights changed"
+    assert all(line["sampler_gap_max"] < 1e-4 for line in metrics)
+    assert all(abs(line["sampler_ratio_mean"] - 1) < 1e-4 for line in metrics), "what was sampled is what is scored"
+    assert not (run.path / "engine").exists()
 
 
 def test_a_server_ends_with_what_started_it(tmp_path: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from turncredit.agents.base import Request, Sample, Sampling
 from turncredit.errors import EngineError, MissingExtra, UserError
 
 WAIT_S = 0.5  # the longest that a step of the stream waits: new requests may have come
+PAUSE_S = 60.0  # the longest pause between tries: what servers may ask for
 
 
 @dataclass(slots=True)
@@ -35,7 +37,8 @@ class Servers(ABC):
     Args:
         servers: base URLs, such as "http://localhost:8000/v1".
         concurrency: requests at once, of all servers together.
-        timeout_s: of one request.
+        timeout_s: of one request: without a sign of the server. One that sends an answer bit by bit is given up after
+            (retries + 1) * (timeout_s + 60).
         retries: how often a request is sent again to the same server, with growing pauses, or those that it asks for.
         api_key: sent with every request.
         requests_per_minute: no more are begun; None for no limit.
@@ -63,6 +66,7 @@ class Servers(ABC):
         self._errors: Any = (openai.OpenAIError, ValueError)  # a body that is no JSON is a ValueError
         self._failing = [False] * len(self.servers)
         self._lock = threading.Lock()
+        self.longest_s = (retries + 1) * (timeout_s + PAUSE_S)
         self._pause_s = 60 / requests_per_minute if requests_per_minute else 0.0
         self._next_start = 0.0
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="request")
@@ -88,9 +92,12 @@ class Servers(ABC):
     def forget(self) -> None:  # noqa: B027  # nothing to be overridden
         """Nothing is kept here: the servers have caches of their own."""
 
-    def sample(self, request: Request, sampling: Sampling, stop_ids: Sequence[int]) -> Sample:
+    def sample(self, request: Request, sampling: Sampling, stop_ids: Sequence[int],
+               asked: Callable[[], None] = lambda: None) -> Sample:
         """One sample, from the first server that gives it.
 
+        Args:
+            asked: called where a server is.
         Raises:
             EngineError: none does.
         """
@@ -100,6 +107,7 @@ class Servers(ABC):
         reasons = []
         for i in order:
             self._wait_for_a_start()
+            asked()
             try:
                 sample = self._ask(i, request, sampling, stop_ids)
             except Exception as error:  # whatever a server answers, it is that server's fault
@@ -152,6 +160,7 @@ class _Requests:
         self._engine, self._sampling, self._stop_ids = engine, sampling, stop_ids
         self._added = 0
         self._under_way: dict[Future[Sample], int] = {}
+        self._asked_at: dict[int, float] = {}
 
     @property
     def unfinished(self) -> int:
@@ -161,13 +170,22 @@ class _Requests:
         numbers = list(range(self._added, self._added + len(requests)))
         self._added += len(requests)
         for number, request in zip(numbers, requests):
-            future = self._engine._threads.submit(self._engine.sample, request, self._sampling, self._stop_ids)
+            future = self._engine._threads.submit(self._engine.sample, request, self._sampling, self._stop_ids,
+                                                  partial(self._note, number))
             self._under_way[future] = number
         return numbers
 
+    def _note(self, number: int) -> None:
+        self._asked_at[number] = time.monotonic()
+
     def step(self) -> list[tuple[int, Sample | EngineError]]:
-        done, _ = wait(self._under_way, WAIT_S, FIRST_COMPLETED)
-        return [(self._under_way.pop(future), _outcome(future)) for future in done]
+        done, running = wait(self._under_way, WAIT_S, FIRST_COMPLETED)
+        ended: list[tuple[int, Sample | EngineError]] = [(self._under_way.pop(one), _outcome(one)) for one in done]
+        longest = self._engine.longest_s
+        for one in running:  # a client's own bound is for silence: an answer may come byte by byte for ever
+            if time.monotonic() - self._asked_at.get(self._under_way[one], time.monotonic()) > longest:
+                ended.append((self._under_way.pop(one), EngineError(f"no whole answer in {longest:g} s")))
+        return ended
 
 
 def _outcome(future: Future[Sample]) -> Sample | EngineError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from turncredit.agents.adapter_files import NAME, AdapterFiles
 from turncredit.agents.base import Request, Sample, Sampling
 from turncredit.errors import EngineError, MissingExtra, UserError
 
@@ -24,6 +25,7 @@ class VllmEngine:
         dtype: "float32", "bfloat16" or "auto".
         cache_gb: memory for keys and values, where the engine runs on the CPU.
         memory_share: of a GPU's memory, for weights, keys and values.
+        adapter: where a LoRA adapter is written that `load` takes in place of whole weights; None for none.
         options: for vLLM's `LLM`, beyond these.
     Raises:
         MissingExtra: vllm is not installed.
@@ -31,7 +33,8 @@ class VllmEngine:
     """
 
     def __init__(self, folder: str | Path, max_context: int | None = None, max_batch: int = 64, dtype: str = "auto",
-                 cache_gb: int = 1, memory_share: float = 0.4, **options: Any) -> None:
+                 cache_gb: int = 1, memory_share: float = 0.4, adapter: AdapterFiles | None = None,
+                 **options: Any) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # else weights would have to be pickled
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cache_gb))
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
@@ -40,12 +43,15 @@ class VllmEngine:
             import vllm
         except ImportError:
             raise MissingExtra("vllm", "vllm") from None
-        self._vllm = vllm
+        self._vllm, self._adapter = vllm, adapter
+        self._lora: Any = None  # the adapter that requests are sampled with
         self.policy_version = 0
         settings: dict[str, Any] = {
             "dtype": dtype, "max_model_len": max_context, "max_num_seqs": max_batch, "skip_tokenizer_init": True,
             "enable_prefix_caching": True, "gpu_memory_utilization": memory_share, "generation_config": "vllm",
             "disable_log_stats": True, "logprobs_mode": "raw_logprobs", **self._for_this_device()}
+        if adapter is not None:
+            settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.room}
         try:
             self._llm = vllm.LLM(model=str(folder), **{**settings, **options})
         except (ValueError, RuntimeError, OSError) as error:
@@ -96,9 +102,18 @@ class VllmEngine:
         self._llm.reset_prefix_cache()
 
     def load(self, weights: Iterable[tuple[str, Any]]) -> None:
-        """Take over new weights, by the names that they have in the model's folder, and forget what others read."""
+        """Take over new weights, and forget what others read.
+
+        Args:
+            weights: by the names that they have in the model's folder; with an `adapter`, its own.
+        """
         self.forget()
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        if self._adapter is None:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        else:
+            path = str(self._adapter.write(weights))
+            self._lora = self._vllm.lora.request.LoRARequest(NAME, 1, path, load_inplace=True)
+            self._engine.add_lora(self._lora)
         self._llm.reset_prefix_cache()
 
     def close(self) -> None:
@@ -127,7 +142,7 @@ class _Requests:
             numbers.append(number)
             try:
                 self._engine.add_request(str(number), {"prompt_token_ids": list(map(int, request.context))},
-                                         self._parameters(request))
+                                         self._parameters(request), lora_request=self._owner._lora)
                 self._under_way[str(number)] = number
             except Exception as error:  # a prompt that is too long, say: it is that episode's alone
                 self._refused.append((number, EngineError(str(error))))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from turncredit.agents.adapter_files import NAME, AdapterFiles
 from turncredit.agents.chat import ChatFormat
 from turncredit.agents.openai_engine import OpenAIEngine
 from turncredit.errors import EngineError, UserError
@@ -38,12 +39,15 @@ class VllmServers(OpenAIEngine):
         servers: base URLs, such as "http://localhost:8000/v1".
         chat: the model's chat format.
         folder: where weights are written for them.
+        adapter: where a LoRA adapter is written that `load` takes in place of whole weights; None for none. The servers
+            then run with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.
         settings: see `OpenAIEngine`.
     """
 
-    def __init__(self, servers: Sequence[str], chat: ChatFormat, folder: Path, **settings: Any) -> None:
+    def __init__(self, servers: Sequence[str], chat: ChatFormat, folder: Path, adapter: AdapterFiles | None = None,
+                 **settings: Any) -> None:
         super().__init__(servers, chat, **settings)
-        self.folder = folder
+        self.folder, self._adapter = folder, adapter
 
     def load(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Write the weights, and have each server read them and drop what it has read with others.
@@ -51,6 +55,22 @@ class VllmServers(OpenAIEngine):
         Raises:
             EngineError: a server does not, or not in time.
         """
+        order: dict[str, Any]
+        if self._adapter is None:
+            self._write_whole(weights)
+            path = "/collective_rpc"
+            order = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder.resolve())}}
+        else:
+            path = "/v1/load_lora_adapter"
+            order = {"lora_name": NAME, "lora_path": str(self._adapter.write(weights)), "load_inplace": True}
+        for url in self.servers:
+            root = url.rstrip("/").removesuffix("/v1")
+            _post(f"{root}{path}", order)
+            _post(f"{root}/reset_prefix_cache", None)
+        if self._adapter is not None:
+            self.model = NAME  # requests name what they are sampled with
+
+    def _write_whole(self, weights: Iterable[tuple[str, Any]]) -> None:
         from safetensors.torch import save_file
 
         # In float32 whatever the server computes in: it casts as it reads.
@@ -58,11 +78,6 @@ class VllmServers(OpenAIEngine):
         save_file({name: tensor.detach().to("cpu", copy=True).float().contiguous() for name, tensor in weights},
                   new, metadata={"format": "pt"})
         new.replace(self.folder / "model.safetensors")
-        order = {"method": "reload_weights", "kwargs": {"weights_path": str(self.folder.resolve())}}
-        for url in self.servers:
-            root = url.rstrip("/").removesuffix("/v1")
-            _post(f"{root}/collective_rpc", order)
-            _post(f"{root}/reset_prefix_cache", None)
 
 
 def _post(url: str, body: Any) -> None:
@@ -72,7 +87,8 @@ def _post(url: str, body: Any) -> None:
         with urllib.request.urlopen(request, timeout=RELOAD_S) as answer:
             answer.read()
     except urllib.error.HTTPError as error:
-        hint = "; start it with VLLM_SERVER_DEV_MODE=1" if error.code == 404 else ""
+        lora = ", VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora" if "lora" in url else ""
+        hint = f"; start it with VLLM_SERVER_DEV_MODE=1{lora}" if error.code == 404 else ""
         raise EngineError(f"{url}: {error.code} {error.read()[:200].decode(errors='replace')}{hint}") from None
     except OSError as error:
         raise EngineError(f"{url}: {error}") from None
@@ -89,12 +105,14 @@ class LocalServer:
         dtype: "float32", "bfloat16" or "auto".
         cache_gb: memory for keys and values on a CPU.
         memory_share: of a GPU's memory.
+        adapter_rank: of LoRA adapters that it makes room for; None for none.
     Raises:
         UserError: it does not come up; the sentence has the end of its log.
     """
 
     def __init__(self, folder: Path, python: str | None = None, max_context: int | None = None, max_batch: int = 64,
-                 dtype: str = "float32", cache_gb: int = 1, memory_share: float = 0.4) -> None:
+                 dtype: str = "float32", cache_gb: int = 1, memory_share: float = 0.4,
+                 adapter_rank: int | None = None) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log", prefix="vllm-", delete=False)  # noqa: SIM115
@@ -103,9 +121,11 @@ class LocalServer:
                    "--max-num-seqs", str(max_batch), "--enable-prefix-caching", "--generation-config", "vllm",
                    "--gpu-memory-utilization", str(memory_share)]
         command += ["--max-model-len", str(max_context)] if max_context else []
+        command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(adapter_rank)] if adapter_rank else []
         if not _has_gpu():  # compiling takes minutes there, and version 0.32 dies of seeds in prompts read in parts
             command += ["--enforce-eager", "--no-enable-chunked-prefill"]
-        environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": str(cache_gb),
+        environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+                       "VLLM_CPU_KVCACHE_SPACE": str(cache_gb),
                        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"}
         try:
             self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=subprocess.STDOUT,

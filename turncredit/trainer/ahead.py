@@ -1,15 +1,18 @@
-"""Sampling that goes on while the policy is trained: the next step's groups, one policy version behind.
+"""Sampling that goes on while the policy is trained: groups of the next steps, some policy versions behind.
 
-While the trainer updates on a step, the next one is sampled with the weights from before that update. What the lag does
-to the gradient is corrected by the importance of each token (`trainer.old_logprobs: recomputed`; see offpolicy.py).
+With a staleness of k, step s is sampled with the weights of version s - k (the first steps with those of the start):
+while the trainer works on a step, up to k more are sampled or lie ready. What the lag does to the gradient is corrected
+by the importance of each token (`trainer.old_logprobs: recomputed`; see offpolicy.py).
 """
 
 from __future__ import annotations
 
 import copy
+import queue
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,11 +40,21 @@ class CopiedEngine(TransformersEngine):
         self.forget()
 
 
-class SamplingAhead:
-    """Hands out each step's groups while the next step's are being sampled in a thread.
+class Weights(Protocol):
+    """New weights on their way to an engine."""
 
-    A step's groups depend on the run's seed, the step and the weights of the step before, whatever is killed when:
-    those that a checkpoint was written beside are read from the disk again (see `settle`).
+    def load(self) -> None:
+        """Give them to it; called where it samples."""
+
+    def compare(self) -> dict[str, float]:
+        """What came of it, as metrics; called where the policy is trained."""
+
+
+class SamplingAhead:
+    """Hands out each step's groups while the next steps' are being sampled, one behind the other, in a thread.
+
+    A step's groups depend on the run's seed, the step and the weights of `staleness` steps before, whatever is killed
+    when: those that a checkpoint was written beside are read from the disk again (see `settle`).
 
     Args:
         sample: samples a step's groups; called in the thread, one step at a time.
@@ -53,26 +66,39 @@ class SamplingAhead:
     def __init__(self, sample: Callable[[int], Sampled], run: RunFolder, steps: int, staleness: int = 1) -> None:
         self._sample, self._run, self._steps, self.staleness = sample, run, steps, staleness
         self._under_way: dict[int, Future[Sampled]] = {}
+        self._weights: dict[int, Weights] = {}
+        self._wanted: queue.SimpleQueue[tuple[int, Future[Sampled], Weights | None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name="sampling").start()
 
-    def begin(self, step: int) -> None:
-        """Start sampling a step with the engine's weights as they stand."""
+    def begin(self, step: int, weights: Weights | None = None) -> None:
+        """Sample a step behind those that are under way, with new weights or those that the engine has."""
         if step >= self._steps or step in self._under_way:
             return
-        future: Future[Sampled] = Future()
-        self._under_way[step] = future
+        if weights is not None:
+            self._weights[step] = weights
+        future = self._under_way[step] = Future()
+        self._wanted.put((step, future, weights))
 
-        def work() -> None:
+    def _work(self) -> None:
+        while (wanted := self._wanted.get()) is not None:
+            step, future, weights = wanted
             try:
+                if weights is not None:
+                    weights.load()
                 future.set_result(self._sample(step))
-            except BaseException as error:
+            except BaseException as error:  # raised where the step is wanted
                 future.set_exception(error)
 
-        threading.Thread(target=work, daemon=True, name="sampling").start()
+    def start(self, first: int, groups: int) -> None:
+        """Begin with the steps from `first` on: from the disk, or with the engine's weights as they stand."""
+        for step in range(first, first + self.staleness):
+            if not self.recall(step, groups):
+                self.begin(step)
 
     def recall(self, step: int, groups: int) -> bool:
         """Take a step's groups from the disk, where all of them are whole: a run that was killed had sampled them."""
         files = [self._run.group_file(step, number) for number in range(groups)]
-        if not all(file.exists() for file in files):
+        if step >= self._steps or not all(file.exists() for file in files):
             return False
         every = [Group(read_episodes(file)) for file in files]
         self._under_way[step] = Future()
@@ -80,14 +106,21 @@ class SamplingAhead:
         return True
 
     def settle(self, step: int) -> None:
-        """Wait until a step's groups are all sampled and on the disk."""
-        if step in self._under_way:
-            self._under_way[step].result()
+        """Wait until all that is under way, up to a step, is sampled and on the disk."""
+        for one, future in list(self._under_way.items()):
+            if one <= step:
+                future.result()
 
-    def take(self, step: int) -> tuple[Sampled, int]:
-        """A step's groups, and how many of them were too old to be trained on."""
+    def take(self, step: int) -> tuple[Sampled, int, dict[str, float]]:
+        """A step's groups, how many of them were too old to be trained on, and metrics of the weights' way."""
         self.begin(step)  # where nobody has
         sampled = self._under_way.pop(step).result()
         fresh = [group for group in sampled.trained
                  if min(e.policy_version for e in group.episodes) >= step - self.staleness]
-        return Sampled(sampled.every, fresh, sampled.refills), len(sampled.trained) - len(fresh)
+        weights = self._weights.pop(step, None)
+        gap = {} if weights is None else weights.compare()
+        return Sampled(sampled.every, fresh, sampled.refills), len(sampled.trained) - len(fresh), gap
+
+    def close(self) -> None:
+        """End the thread once it has done what it is at."""
+        self._wanted.put(None)

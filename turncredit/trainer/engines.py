@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from turncredit.agents.adapter_files import AdapterFiles
 from turncredit.agents.asynchronous import AsynchronousAgent
 from turncredit.agents.base import Engine, Sampling
 from turncredit.agents.engine_agent import EngineAgent
@@ -17,9 +18,10 @@ from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.config import Config
 from turncredit.errors import UserError
 from turncredit.trainer.ahead import CopiedEngine
+from turncredit.trainer.lora import adapter_settings
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
-from turncredit.trainer.weights import ACCEPTED, Loads, WeightLink, export_untied
+from turncredit.trainer.weights import ACCEPTED, Agreement, Loads, Probes, WeightLink, export_untied
 
 
 class Sampler(Protocol):
@@ -74,15 +76,44 @@ class Followed:
         """Send the weights; the gap of logprobs as metrics."""
         found = {}
         if self._world.first:
-            found = {f"sampler_gap_{name}": value for name, value in asdict(self._link.send(version)).items()}
+            found = _gap(self._link.send(version))
         self._world.wait()
         self.engine.policy_version = version
         return found
+
+    def later(self, version: int) -> WeightsOnTheWay:
+        """The policy's weights as they stand, to be loaded by another thread while the policy is trained."""
+        return WeightsOnTheWay(self._link, version)
 
     def close(self) -> None:
         """End what was started."""
         self._close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class WeightsOnTheWay:
+    """Weights of one version: loaded where the engine is driven, compared where the policy is."""
+
+    def __init__(self, link: WeightLink, version: int) -> None:
+        self._link, self._version, self._snapshot = link, version, link.snapshot()
+        self._probes: Probes | None = None
+
+    def load(self) -> None:
+        """Give them to the engine."""
+        self._probes = self._link.load(self._snapshot, self._version)
+
+    def compare(self) -> dict[str, float]:
+        """The gap of logprobs, as metrics.
+
+        Raises:
+            UserError: they did not arrive whole.
+        """
+        assert self._probes is not None, "they were not loaded yet"
+        return _gap(self._link.compare(self._probes, self._snapshot))
+
+
+def _gap(found: Agreement) -> dict[str, float]:
+    return {f"sampler_gap_{name}": value for name, value in asdict(found).items()}
 
 
 def sampler_for(config: Config, policy: Policy, folder: Path, version: int, world: World | None = None) -> Sampler:
@@ -96,7 +127,7 @@ def sampler_for(config: Config, policy: Policy, folder: Path, version: int, worl
     """
     world, wanted = world or World(), config.engine
     if config.rollout.staleness and world.size > 1:
-        raise UserError(f"rollout.staleness is 1 with {world.size} processes: set it to 0")
+        raise UserError(f"rollout.staleness is {config.rollout.staleness} with {world.size} processes: set it to 0")
     if wanted.name == "transformers" and config.rollout.staleness:
         copied = CopiedEngine(policy, config.rollout.max_batch)
         copied.policy_version = version
@@ -109,22 +140,25 @@ def sampler_for(config: Config, policy: Policy, folder: Path, version: int, worl
     if wanted.name == "vllm" and world.size > 1:
         raise UserError(f"engine.name is 'vllm' with {world.size} processes: each would load a model of its own; "
                         "set it to 'vllm-server'")
-    engine, close = (_in_process if wanted.name == "vllm" else _server)(config, policy, folder, world)
+    adapter = AdapterFiles(folder, adapter_settings(policy.model)) if wanted.lora == "adapter" else None
+    engine, close = (_in_process if wanted.name == "vllm" else _server)(config, policy, folder, world, adapter)
     engine.policy_version = version
     accepted = wanted.accepted_difference or ACCEPTED[_dtype(config, policy)]
-    return Followed(WeightLink(engine, policy, accepted, config.seed), world, folder, close)
+    return Followed(WeightLink(engine, policy, accepted, config.seed, adapter is not None), world, folder, close)
 
 
-def _in_process(config: Config, policy: Policy, folder: Path, world: World) -> tuple[Loads, Callable[[], None]]:
+def _in_process(config: Config, policy: Policy, folder: Path, world: World,
+                adapter: AdapterFiles | None) -> tuple[Loads, Callable[[], None]]:
     from turncredit.agents.vllm_engine import VllmEngine
 
     _export(config, policy, folder)
     engine = VllmEngine(folder, _context(config, policy), config.rollout.max_batch, _dtype(config, policy),
-                        config.engine.cache_gb, config.engine.memory_share)
+                        config.engine.cache_gb, config.engine.memory_share, adapter)
     return cast(Loads, engine), engine.close
 
 
-def _server(config: Config, policy: Policy, folder: Path, world: World) -> tuple[Loads, Callable[[], None]]:
+def _server(config: Config, policy: Policy, folder: Path, world: World,
+            adapter: AdapterFiles | None) -> tuple[Loads, Callable[[], None]]:
     from turncredit.agents.vllm_server import LocalServer, VllmServers
 
     wanted, started = config.engine, None
@@ -133,11 +167,12 @@ def _server(config: Config, policy: Policy, folder: Path, world: World) -> tuple
         _export(config, policy, folder)
         if not urls:
             started = LocalServer(folder, wanted.python, _context(config, policy), config.rollout.max_batch,
-                                  _dtype(config, policy), wanted.cache_gb, wanted.memory_share)
+                                  _dtype(config, policy), wanted.cache_gb, wanted.memory_share,
+                                  None if adapter is None else adapter.room)
             urls = [started.url]
     urls = world.gathered(urls)[0]
     try:
-        engine = VllmServers(urls, policy.chat, folder, concurrency=config.rollout.max_batch,
+        engine = VllmServers(urls, policy.chat, folder, adapter, concurrency=config.rollout.max_batch,
                              timeout_s=config.rollout.engine_timeout_s)
     except BaseException:
         if started is not None:
@@ -154,7 +189,7 @@ def _server(config: Config, policy: Policy, folder: Path, world: World) -> tuple
 def _export(config: Config, policy: Policy, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    export_untied(policy, folder, torch.float32)
+    export_untied(policy, folder, torch.float32, adapted=config.engine.lora == "merged")
 
 
 def _context(config: Config, policy: Policy) -> int:

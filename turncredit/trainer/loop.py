@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import yaml
@@ -29,7 +29,7 @@ from turncredit.trainer.ahead import SamplingAhead
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.demonstrations import Demonstrator
-from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
+from turncredit.trainer.engines import Embedded, Followed, Sampler, agent_for, sampler_for
 from turncredit.trainer.health import Health
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
@@ -39,6 +39,7 @@ from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.sampling import StepSampler
 from turncredit.trainer.start import external_teacher, starting_policy
 from turncredit.trainer.tasks import TaskSampler
+from turncredit.trainer.trackers import Both, Trackers, refuse_missing_trackers
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,13 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     learner = _learner_of(config, run, policy, world)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
-        run.forget_from(first, keep_episodes=bool(config.rollout.staleness))
+        run.forget_from(first, keep_steps=config.rollout.staleness)
     world.wait()
 
     with closing(environments_for(config, world)) as environments, \
-            closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
-        _train(config, run, watcher, learner, engine, first, world, environments)
+            closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine, \
+            closing(Trackers(config, run.path, first, world.first)) as trackers:
+        _train(config, run, Both(watcher, trackers), learner, engine, first, world, environments)
     if world.first:
         write_whole(run.path / "policy", policy.export)
     world.wait()
@@ -94,17 +96,15 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
     ahead = SamplingAhead(lambda step: sampler.sample(step, run.write_group), run, config.trainer.steps,
                           config.rollout.staleness) if config.rollout.staleness else None
     if ahead is not None:
-        ahead.recall(first, config.rollout.groups)
+        ahead.start(first, config.rollout.groups)
     health = Health(config)
     for step in range(first, config.trainer.steps):
         clock = _Clock()
-        sampled, stale = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0)
+        sampled, stale, gap = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0, {})
         clock.lap("sampling_s")
-        gap: dict[str, float] = {}
         if ahead is not None:
-            gap = engine.updated(step)
+            ahead.begin(step + ahead.staleness, cast(Followed, engine).later(step) if step else None)
             clock.lap("weights_s")
-            ahead.begin(step + 1)
         credit = learner.credit(sampled.trained, step)
         clock.lap("credit_s")
         record = TokenRecord(policy.tokenizer)
@@ -117,7 +117,7 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
             gap = engine.updated(step + 1)
             clock.lap("weights_s")
         elif is_saved(config, step):
-            ahead.settle(step + 1)  # a checkpoint goes with the groups that its weights had no part in
+            ahead.settle(step + ahead.staleness)  # a checkpoint goes with groups that its weights had no part in
         metrics = {"step": step, **episode_metrics(sampled.every), "seconds": seconds_of(sampled.every, policy),
                    "refills": sampled.refills, "groups": len(sampled.every), "groups trained": len(sampled.trained),
                    "groups stale": stale, **credit.counts, **update, **gap}
@@ -130,6 +130,8 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
+    if ahead is not None:
+        ahead.close()
     rollout.close()
     if learner.demonstrator is not None:
         learner.demonstrator.close()
@@ -142,13 +144,14 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
         start = policy.without_adapter() if config.model.lora else starting_policy(config, run, lambda *_: None)
     if algorithm.needs_demonstrations:
         demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls)
+    averaged = policy.copied() if algorithm.teacher == "averaged" else None
     if config.trainer.gradient_checkpointing:
         policy.checkpoint_layers()
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     if config.trainer.sharding == "full":
         policy.shard(world)
     return Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
-                   external_teacher(config, policy), demonstrator)
+                   external_teacher(config, policy), demonstrator, averaged)
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
@@ -195,6 +198,7 @@ def open_run(config: Config, resume: bool) -> RunFolder:
         UserError: an environment of the configuration cannot be made; a run is there already and `resume` is off; or
             there is none, or another one, to resume.
     """
+    refuse_missing_trackers(config)
     refuse_unusable_envs(config)
     run = RunFolder(config.folder)
     file = run.path / "config.yaml"
@@ -204,7 +208,7 @@ def open_run(config: Config, resume: bool) -> RunFolder:
     if resume:
         if not file.exists():
             raise UserError(f"{run.path} holds no run to resume: leave out --resume")
-        elsewhere = {"cluster": settings["cluster"]}  # may be another one: nothing that is sampled depends on it
+        elsewhere = {key: settings[key] for key in ("cluster", "tracking")}  # no sample depends on these
         changed = _differences(yaml.safe_load(file.read_text()) | elsewhere, settings)
         if changed:
             raise UserError(f"{run.path} was run with another configuration; these keys differ: {', '.join(changed)}")

@@ -101,15 +101,34 @@ def adapter_off(model: Any) -> Iterator[None]:
         model.enable_adapters()
 
 
+def adapter_weights(model: Any) -> dict[str, Tensor]:
+    """The adapter alone, by the names that peft gives it in a file."""
+    import peft
+
+    weights = peft.get_peft_model_state_dict(model, adapter_name=NAME)
+    return {f"base_model.model.{name}": weight.detach() for name, weight in weights.items()}
+
+
+def adapter_settings(model: Any) -> dict[str, Any]:
+    """What a file of the adapter says beside its weights, for engines that load it."""
+    found = model.peft_config[NAME]
+    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "r": found.r,
+            "lora_alpha": found.lora_alpha, "target_modules": sorted(found.target_modules)}
+
+
 @torch.no_grad()
-def merged_weights(model: Any) -> dict[str, Tensor]:
-    """The weights of a model without adapters that computes the same: W + alpha / rank B A, by its own names."""
+def merged_weights(model: Any, adapted: bool = True) -> dict[str, Tensor]:
+    """The weights of a model without adapters that computes the same: W + alpha / rank B A, by its own names.
+
+    Args:
+        adapted: False for W alone.
+    """
     from peft.tuners.lora import LoraLayer
 
     layers = {f"{name}.base_layer.weight": m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     merged = {}
     for name, weight in model.state_dict().items():
         if ".lora_" not in name:
-            whole = weight + layers[name].get_delta_weight(NAME) if name in layers else weight
+            whole = weight + layers[name].get_delta_weight(NAME) if adapted and name in layers else weight
             merged[name.replace(".base_layer.", ".")] = whole
     return merged

@@ -6,11 +6,11 @@ followed by a comparison: what the engine samples is scored by the trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from turncredit.errors import EngineError, UserError
 from turncredit.seeds import seed_of
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.head import Measures
-from turncredit.trainer.lora import has_adapter, merged_weights
+from turncredit.trainer.lora import adapter_weights, has_adapter, merged_weights
 from turncredit.trainer.policy import Policy
 
 PROBES, PROBE_TOKENS = 4, 16
@@ -45,35 +45,56 @@ class Agreement:
     max: float
 
 
-def untied_weights(policy: Policy) -> dict[str, Tensor]:
-    """The weights as an engine takes them: an adapter merged, and an output head of its own."""
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """A few texts, and what an engine sampled behind them."""
+
+    contexts: list[list[int]]
+    samples: list[Sample | EngineError]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A policy's weights at one time, which stay as they are while it is trained."""
+
+    trained: list[Tensor]  # in the order of the parameters that are trained
+    weights: dict[str, Tensor]  # as an engine takes them
+
+
+def untied_weights(policy: Policy, adapted: bool = True) -> dict[str, Tensor]:
+    """The weights as an engine takes them: an adapter merged (or left out), and an output head of its own."""
     model = policy.model
-    weights = merged_weights(model) if has_adapter(model) else dict(model.state_dict())
+    weights = merged_weights(model, adapted) if has_adapter(model) else dict(model.state_dict())
     head = next(name for name, module in model.named_modules() if module is policy.head)
     weights.setdefault(f"{head}.weight", policy.head.weight)
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 
-def export_untied(policy: Policy, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the policy so that every tensor of it can be replaced in an engine."""
+def export_untied(policy: Policy, folder: Path, dtype: torch.dtype = torch.float32, adapted: bool = True) -> None:
+    """Write the policy so that every tensor of it can be replaced in an engine; its base alone if not `adapted`."""
     config = type(policy.model.config).from_dict(policy.model.config.to_dict())
     config.tie_word_embeddings, config.dtype = False, dtype
     config.architectures = [type(policy.model).__name__]
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     # A copy of each: tensors that share memory are not written twice.
-    weights = {name: tensor.to("cpu", dtype, copy=True).contiguous() for name, tensor in untied_weights(policy).items()}
+    weights = {name: tensor.to("cpu", dtype, copy=True).contiguous()
+               for name, tensor in untied_weights(policy, adapted).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     policy.tokenizer.save_pretrained(folder)
 
 
-@torch.no_grad()
 def agreement(engine: Engine, policy: Policy, seed: int) -> Agreement:
     """Sample a few texts, and hold the engine's logprobs of them against the trainer's.
 
     Raises:
         EngineError: it gave no samples.
     """
+    return compared(probed(engine, policy, seed), policy)
+
+
+def probed(engine: Engine, policy: Policy, seed: int) -> Probes:
+    """Let an engine sample a few texts; no weight of the policy is looked at."""
     prompt = policy.chat.first_prompt("", "1")
     rng = np.random.default_rng(seed_of(seed, "probe"))
     vocabulary = policy.head.weight.shape[0]
@@ -81,8 +102,18 @@ def agreement(engine: Engine, policy: Policy, seed: int) -> Agreement:
     requests = [Request(c, PROBE_TOKENS, seed_of(seed, "probe", i)) for i, c in enumerate(contexts)]
     samples = engine.generate(requests, Sampling(), [])
     engine.forget()
+    return Probes(contexts, list(samples))
+
+
+@torch.no_grad()
+def compared(probes: Probes, policy: Policy) -> Agreement:
+    """Hold an engine's logprobs against the trainer's, as its weights stand.
+
+    Raises:
+        EngineError: it gave no samples.
+    """
     differences = []
-    for context, sample in zip(contexts, samples, strict=True):
+    for context, sample in zip(probes.contexts, probes.samples, strict=True):
         if not isinstance(sample, Sample):
             raise EngineError(f"it gave no sample for a comparison: {sample}")
         ids = np.asarray(sample.token_ids, np.int32)
@@ -101,22 +132,23 @@ class WeightLink:
         policy: whose weights it gets.
         accepted: the largest mean difference of logprobs, in nats.
         seed: of the samples that are compared.
+        adapter: whether the engine has the base already, and gets the policy's adapter alone.
     """
 
-    def __init__(self, engine: Loads, policy: Policy, accepted: float, seed: int) -> None:
-        self.engine, self.policy, self.accepted, self.seed = engine, policy, accepted, seed
+    def __init__(self, engine: Loads, policy: Policy, accepted: float, seed: int, adapter: bool = False) -> None:
+        self.engine, self.policy, self.accepted, self.seed, self.adapter = engine, policy, accepted, seed, adapter
         self.last: Agreement | None = None
 
     def try_out(self) -> None:
         """Send other weights and see whether all of them arrive; then send the policy's.
 
         An update of small steps would change logprobs less than rounding does, so a tensor that stays behind could not
-        be told. With every tensor changed at once by a tenth it can.
+        be told. With every tensor that is trained changed at once by a tenth it can.
 
         Raises:
             UserError: some do not arrive: the engine cannot be trained with.
         """
-        with _changed(self.policy, self.seed):
+        with _changed(_trained(self.policy), self.seed):
             self._send(-1)
         self.send(self.engine.policy_version)
 
@@ -130,9 +162,40 @@ class WeightLink:
         self.engine.policy_version = version
         return self.last
 
+    def snapshot(self) -> Snapshot:
+        """The policy's weights as they stand, in memory of their own."""
+        copies = {p.data_ptr(): p.detach().to("cpu", copy=True) for p in _trained(self.policy)}
+        weights = self._weights()
+        return Snapshot(list(copies.values()), {name: copies.get(w.data_ptr(), w) for name, w in weights.items()})
+
+    def load(self, snapshot: Snapshot, version: int) -> Probes:
+        """Give the engine a snapshot, and let it sample; the policy may be trained meanwhile."""
+        self.engine.load(snapshot.weights.items())
+        self.engine.policy_version = version
+        return self._probed(version)
+
+    def compare(self, probes: Probes, snapshot: Snapshot) -> Agreement:
+        """Hold what was sampled with a snapshot against the trainer's logprobs with the same weights.
+
+        Raises:
+            UserError: they are not the same.
+        """
+        with _as_it_was(self.policy, snapshot):
+            self.last = self._accepted(probes)
+        return self.last
+
     def _send(self, version: int) -> Agreement:
-        self.engine.load(untied_weights(self.policy).items())
-        found = agreement(self.engine, self.policy, seed_of(self.seed, version + 1))
+        self.engine.load(self._weights().items())
+        return self._accepted(self._probed(version))
+
+    def _weights(self) -> dict[str, Tensor]:
+        return adapter_weights(self.policy.model) if self.adapter else untied_weights(self.policy)
+
+    def _probed(self, version: int) -> Probes:
+        return probed(self.engine, self.policy, seed_of(self.seed, version + 1))
+
+    def _accepted(self, probes: Probes) -> Agreement:
+        found = compared(probes, self.policy)
         if not found.mean <= self.accepted:
             raise UserError(f"engine: after new weights its logprobs differ from the trainer's by {found.mean:.2g} "
                             f"nats on average ({found.max:.2g} at most), and engine.accepted_difference is "
@@ -142,18 +205,42 @@ class WeightLink:
 
 
 @contextmanager
-def _changed(policy: Policy, seed: int) -> Iterator[None]:
-    """The policy with every weight moved by about a tenth, for a while."""
+def _changed(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
+    """Every weight moved by about a tenth for a while, and those of a new adapter, which are 0, by as much."""
     generator = torch.Generator().manual_seed(seed_of(seed, "trial") % (1 << 63))
-    parameters: list[Any] = list(policy.model.parameters())
-    before = [p.detach().clone() for p in parameters]
-    try:
+    with _restored(parameters):
         with torch.no_grad():
             for p in parameters:
                 noise = torch.randn(p.shape, generator=generator).to(p)
-                p.mul_(1 + 0.1 * noise)
+                if p.any():
+                    p.mul_(1 + 0.1 * noise)
+                else:
+                    p.add_(0.1 * noise)
+        yield
+
+
+@contextmanager
+def _as_it_was(policy: Policy, snapshot: Snapshot) -> Iterator[None]:
+    """The policy with the weights of a snapshot, for a while."""
+    parameters = _trained(policy)
+    with _restored(parameters):
+        with torch.no_grad():
+            for p, earlier in zip(parameters, snapshot.trained, strict=True):
+                p.copy_(earlier)
+        yield
+
+
+@contextmanager
+def _restored(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever is done to the parameters within is undone behind it."""
+    before = [p.detach().clone() for p in parameters]
+    try:
         yield
     finally:
         with torch.no_grad():
             for p, old in zip(parameters, before):
                 p.copy_(old)
+
+
+def _trained(policy: Policy) -> list[Tensor]:
+    return [p for p in policy.model.parameters() if p.requires_grad]
