@@ -57,8 +57,21 @@ async function openBrowser() {
   form.addEventListener("input", (event) => { state[event.target.name] = event.target.value; filter(); });
   document.getElementById("list").addEventListener("keydown", step);
   filter();
+  shortcuts();
   const wanted = decodeURIComponent(location.hash).match(/^#episode=(\d+)$/);
   if (wanted) open(Number(wanted[1]));
+}
+function shortcuts() { // one episode that failed and one that passed, the newest with token weights
+  const c = index.columns, box = node("p", { className: "shortcuts" }, "Look at an episode token by token: ");
+  for (const [passed, label] of [[false, "one that failed"], [true, "one that passed"]]) {
+    const of = (weighted) => c.id.findLastIndex((id, i) => id !== null && c.passed[i] === passed && (!weighted || c.credited[i]));
+    const found = of(true) >= 0 ? of(true) : of(false);
+    if (found >= 0) box.append(node("button", { type: "button", textContent: label, onclick: async () => {
+      await open(found);
+      document.getElementById("episode").scrollIntoView({ block: "start" });
+    } }), " ");
+  }
+  if (box.querySelector("button")) document.getElementById("overview").after(box);
 }
 function choice(name, label, options) {
   const select = node("select", { name });
