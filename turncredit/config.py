@@ -269,6 +269,9 @@ class Config(Strict):
             algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
             raise ValueError(sentence_of(error, "algorithm").removeprefix("config: ")) from None
+        if algorithm.teacher == "averaged" and self.model.lora is not None:
+            raise ValueError(f"algorithm.name is {name!r} with an averaged teacher and model.lora: an adapter has no "
+                             "second copy; set model.lora to null, or let the teacher be the current policy")
         if (algorithm.teacher == "external") != (self.teacher.path is not None):
             needs = "needs" if algorithm.teacher == "external" else "has no use for"
             raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "

@@ -144,13 +144,14 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
         start = policy.without_adapter() if config.model.lora else starting_policy(config, run, lambda *_: None)
     if algorithm.needs_demonstrations:
         demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls)
+    averaged = policy.copied() if algorithm.teacher == "averaged" else None
     if config.trainer.gradient_checkpointing:
         policy.checkpoint_layers()
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     if config.trainer.sharding == "full":
         policy.shard(world)
     return Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
-                   external_teacher(config, policy), demonstrator)
+                   external_teacher(config, policy), demonstrator, averaged)
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
