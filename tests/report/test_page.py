@@ -135,6 +135,8 @@ def test_nothing_is_wider_than_a_phone_in_light_and_dark(opened: Any) -> None:
         opened.locator("#theme").click()
         colours.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+        right = "e => e.getBoundingClientRect().right"
+        assert opened.locator("#episode select").evaluate(right) <= opened.locator("#episode").evaluate(right)
     assert len(set(colours)) == 2
 
 
