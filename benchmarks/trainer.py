@@ -22,11 +22,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,16 +217,22 @@ def measure_update(rounds: int) -> dict[str, Any]:
     return results
 
 
+def peak() -> int:
+    """Bytes that this process held at most. (`getrusage` would count what held it before `exec` too.)"""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
+
+
 def update_in_process(algorithm: str, prompt: int, response: int, results: Any) -> None:
     """By how many bytes two updates raised the process's peak, with the optimiser's state of the first."""
     torch.set_num_threads(1)
     policy = make_policy()
     credit = credited(make_groups(policy, prompt, response), None if algorithm == "grpo" else "coupled")
     learner = learner_of(policy, algorithm, MICRO_BATCH * (prompt + 2 * response))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     for step in range(2):
         learner.update(credit, step)
-    results.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    results.put(peak() - before)
 
 
 def measure_memory(rounds: int) -> dict[str, Any]:
@@ -281,7 +287,7 @@ def head_in_process(kind: str, positions: int, vocabulary: int, width: int, resu
     hidden = torch.randn(positions, width, generator=generator).requires_grad_()
     weight = (0.05 * torch.randn(vocabulary, width, generator=generator)).requires_grad_()
     targets = torch.randint(vocabulary, (positions,), generator=generator)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     start = time.process_time()
     if kind == "whole":
         logprobs = torch.log_softmax(hidden @ weight.T, -1).gather(1, targets[:, None])[:, 0]
@@ -290,7 +296,7 @@ def head_in_process(kind: str, positions: int, vocabulary: int, width: int, resu
     logprobs.sum().backward()
     seconds = time.process_time() - start
     assert hidden.grad is not None
-    results.put((kind, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, float(hidden.grad.norm())))
+    results.put((kind, seconds, peak() - before, float(hidden.grad.norm())))
 
 
 def measure_head(rounds: int, positions: int = 4096, vocabulary: int = 151_936, width: int = 64) -> dict[str, Any]:
@@ -306,7 +312,7 @@ def measure_head(rounds: int, positions: int = 4096, vocabulary: int = 151_936, 
             process.join()
             found[kind].append(tuple(rest))
     seconds = {kind: statistics.median(v[0] for v in values) for kind, values in found.items()}
-    peaks = {kind: max(v[1] for v in values) / 1e6 for kind, values in found.items()}
+    peaks = {kind: max(v[1] for v in values) / 1e9 for kind, values in found.items()}
     result = {"seconds": {k: round(v, 2) for k, v in seconds.items()},
               "peak_gb": {k: round(v, 3) for k, v in peaks.items()},
               "time_of_whole": round(seconds["chunks"] / seconds["whole"], 3),

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,14 +55,30 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             raise ValueError(f"{page.file.src_uri}: the link to {target} leads nowhere")
         return f"{text} (`{file.relative_to(ROOT)}`)"
 
+    markdown = re.sub(r"^<!-- code: (\S+) (\w+) -->$", lambda m: folded_code(*m.groups()), markdown, flags=re.MULTILINE)
     return re.sub(r"\[([^]]+)\]\((\.\./[^)\s]+)\)", named, markdown)
+
+
+def folded_code(file: str, name: str) -> str:
+    """A function as it stands in the repository, to be unfolded.
+
+    Raises:
+        ValueError: the file has none of that name.
+    """
+    source = (ROOT / file).read_text()
+    for found in ast.parse(source).body:
+        if isinstance(found, ast.FunctionDef) and found.name == name:
+            code = textwrap.indent(ast.get_source_segment(source, found) or "", "    ")
+            return f'??? quote "{file}, line {found.lineno}: {name}"\n\n    ```python\n{code}\n    ```\n'
+    raise ValueError(f"{file} has no function {name!r}")
 
 
 def commands_page() -> str:
     """Every command with its help, from the command line itself."""
     lines = ["# The command line", "", "Exit codes: 0 all is well; 1 something was examined and is not as it should be "
-             "(`envs check`, `sandbox check`, `audit`, `replay`); 2 bad input, in one sentence. `turncredit "
-             "--install-completion` sets up the shell's completion.", ""]
+             "(`envs check`, `sandbox check`, `audit`, `replay`); 2 bad input, in one sentence; 130 interrupted, in "
+             "one sentence that says how to go on. `turncredit --install-completion` sets up the shell's completion of "
+             "commands, environments and suites. `--json` prints what a script reads.", ""]
     for path, text in commands():
         lines += [f"## {path}", "", "```text", text, "```", ""]
     return "\n".join(lines)

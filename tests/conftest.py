@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -136,6 +137,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                   "tool_calls": "plain"},
         "rollout": {"groups": 3, "group_size": 4, "turn_tokens": 16, "episode_tokens": 40, "context_tokens": 400},
         "trainer": {"steps": 3, "lr": 1e-3, "save_every": 1, "keep_checkpoints": 9, "micro_batch_tokens": 600},
+        "tracking": {"to": ["tensorboard"] if importlib.util.find_spec("tensorboard") else []},
         "warmstart": {"envs": [env], "steps": 12, "lr": 5e-3, "batch": 8, "demonstrations": 16},
         "evaluation": {"envs": [env | {"split": "test"}], "tasks": 2, "every": 2}})
     return train(config, Display()).path

@@ -101,7 +101,7 @@ def run_python(code: str) -> dict[str, Any]:
 def run_shell(code: str) -> None:
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        while words and re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
             words.pop(0)
         if not words:
             continue
@@ -199,6 +199,19 @@ def test_a_page_has_fenced_blocks_alone_and_names_commands_that_there_are(page: 
                 break
             assert word in command.commands, f"`turncredit {span}`: there is no {word!r}"
             command = command.commands[word]
+
+
+def test_the_code_beside_an_equation_is_there() -> None:
+    pages = importlib.util.spec_from_file_location("docs_pages", ROOT / "scripts" / "docs_pages.py")
+    assert pages is not None and pages.loader is not None
+    made = importlib.util.module_from_spec(pages)
+    pages.loader.exec_module(made)
+    named = re.findall(r"^<!-- code: (\S+) (\w+) -->$", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE)
+    assert len(named) == 7
+    for file, name in named:
+        assert f"def {name}(" in made.folded_code(file, name)
+    with pytest.raises(ValueError, match="has no function 'nothing'"):
+        made.folded_code("turncredit/trainer/credit.py", "nothing")
 
 
 def test_the_first_environment_is_trained_and_evaluated_out_of_distribution(place: Path, capsys: Any) -> None:

@@ -1,19 +1,30 @@
-"""The command line. A user's mistake is one sentence and exit code 2, never a traceback."""
+"""Register environments, train agents on them token by token, evaluate them out of distribution.
+
+Exit codes: 0 all is well; 1 something was examined and is not as it should be (envs check, sandbox check, audit,
+replay); 2 bad input, in one sentence; 130 interrupted by Ctrl-C, in one sentence that says how to go on.
+
+`turncredit --install-completion` sets up the shell's completion.
+
+Example: turncredit train configs/quickstart.yaml name=mine trainer.steps=50
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from turncredit.envs.commands import card_command, check_command, new_command, parsed_arguments
-from turncredit.errors import UserError
+from turncredit.envs.commands import EnvId, card_command, check_command, new_command, parsed_arguments
+from turncredit.errors import Interrupted, UserError
 from turncredit.evaluate.commands import evaluate_command
 from turncredit.run_commands import add_commands
 
@@ -38,8 +49,24 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        halted = isinstance(error, Interrupted)
+        Console(stderr=True).print(str(error) if halted else f"error: {error}", style="yellow" if halted else "red",
+                                   highlight=False, markup=False, soft_wrap=True)
+        sys.exit(130 if halted else 2)
+
+
+def interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that Ctrl-C ends with one sentence; where it can go on, it says so itself."""
+
+    @functools.wraps(command)
+    def ends_cleanly(*arguments: Any, **named: Any) -> Any:
+        try:
+            return command(*arguments, **named)
+        except KeyboardInterrupt:
+            again = shlex.join(["turncredit", *sys.argv[1:]])
+            raise Interrupted(f"interrupted; nothing is left half written. To start again: {again}") from None
+
+    return ends_cleanly
 
 
 @app.command()
@@ -59,16 +86,20 @@ def train(config: ConfigFile, overrides: Overrides = None,
         try:
             run = run_training(settings, display, resume)
         except KeyboardInterrupt:
-            again = " ".join(["turncredit train", str(config), *(overrides or []), "--resume"])
-            raise UserError(f"interrupted; go on with: {again}") from None
+            raise Interrupted(f"interrupted; go on with: {_resumed(config, overrides)}") from None
     console.print(f"run folder: {run.path}", soft_wrap=True)
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes it
-        console.print(f"report: {write_report_of(run.path)}", soft_wrap=True)
+        with console.status("writing the report"):
+            written = write_report_of(run.path)
+        console.print(f"report: {written}", soft_wrap=True)
 
 
 @app.command()
 def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Only the supervised warm start of a configuration; `train --resume` goes on from it."""
+    """Only the supervised warm start of a configuration; `train --resume` goes on from it.
+
+    Example: turncredit warmstart configs/quickstart.yaml name=mine
+    """
     from turncredit.config import load_config
     from turncredit.progress import Display
     from turncredit.trainer.loop import open_run
@@ -79,13 +110,19 @@ def warmstart(config: ConfigFile, overrides: Overrides = None) -> None:
         raise UserError(f"config {str(config)!r} has no warmstart section")
     run = open_run(settings, resume=False)
     with Display(console) as display:
-        starting_policy(settings, run, display.warming)
+        try:
+            starting_policy(settings, run, display.warming)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; to warm up and train: {_resumed(config, overrides)}") from None
     console.print(f"policy: {run.path / 'start'}", soft_wrap=True)
 
 
 @envs_app.command("list")
 def envs_list(as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Every registered text environment, those of installed plugins included."""
+    """Every registered text environment, those of installed plugins included.
+
+    Example: turncredit envs list --json
+    """
     from turncredit.envs import list_envs
 
     ids = list_envs()
@@ -93,9 +130,12 @@ def envs_list(as_json: Annotated[bool, typer.Option("--json", help="print JSON")
 
 
 @envs_app.command("show")
-def envs_show(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its constructor")] = "{}",
+def envs_show(id: EnvId, arguments: Annotated[str, typer.Option(help="JSON, for its constructor")] = "{}",
               seed: int = 0) -> None:
-    """What an agent is told in an environment, its tools, and an episode of its scripted solution."""
+    """What an agent is told in an environment, its tools, and an episode of its scripted solution.
+
+    Example: turncredit envs show turncredit/Calculator-v0 --arguments '{"level": 2}'
+    """
     from turncredit.envs import make
 
     env = make(id, **parsed_arguments(arguments))
@@ -123,9 +163,12 @@ def envs_show(id: str, arguments: Annotated[str, typer.Option(help="JSON, for it
 
 
 @app.command()
-def play(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its constructor")] = "{}",
+def play(id: EnvId, arguments: Annotated[str, typer.Option(help="JSON, for its constructor")] = "{}",
          seed: int = 0) -> None:
-    """Play an environment yourself: write what an agent would write, one line a turn."""
+    """Play an environment yourself: write what an agent would write, one line a turn.
+
+    Example: turncredit play turncredit/Pantry-v0 --seed 3
+    """
     from turncredit.envs import make
 
     given = parsed_arguments(arguments)
@@ -158,30 +201,45 @@ def play(id: str, arguments: Annotated[str, typer.Option(help="JSON, for its con
 
 @sandbox_app.command("check")
 def sandbox_check(homes: Annotated[list[str] | None, typer.Argument(help="local, docker, e2b; all where none")] = None,
-                  ) -> None:
-    """What works here, with latency; exit code 1 where a home that can be opened breaks a promise."""
+                  as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
+    """What works here, with latency; exit code 1 where a home that can be opened breaks a promise.
+
+    Example: turncredit sandbox check local
+    """
     from turncredit.sandboxes.check import check
 
-    raise typer.Exit(check(homes or [], console))
+    raise typer.Exit(check(homes or [], console, as_json))
 
 
 @sandbox_app.command("image")
 def sandbox_image(packages: Annotated[list[str] | None, typer.Argument(help="installed packages to include")] = None,
                   rebuild: Annotated[bool, typer.Option("--rebuild", help="even if it is there")] = False) -> None:
-    """Build an image for Docker from the running Python, without a registry."""
+    """Build an image for Docker from the running Python, without a registry.
+
+    Example: turncredit sandbox image numpy pandas
+    """
     from turncredit.sandboxes.docker import connect
     from turncredit.sandboxes.image import build_image
 
-    console.print(build_image(connect(), packages or [], rebuild=rebuild), soft_wrap=True)
+    with Console(stderr=True).status("building the image"):
+        name = build_image(connect(), packages or [], rebuild=rebuild)
+    console.print(name, soft_wrap=True)
 
 
 @app.command()
 def demo(config: Annotated[Path, typer.Option(help="the quickstart's configuration")] = Path("configs/quickstart.yaml"),
          seed: int = 0) -> None:
-    """Train the quickstart's agent with SC-GRPO, and compare it before and after."""
+    """Train the quickstart's agent with SC-GRPO, and compare it before and after.
+
+    Example: turncredit demo --seed 1
+    """
     from turncredit.demo import run_demo
 
     run_demo(config, seed, console)
+
+
+def _resumed(config: Path, overrides: list[str] | None) -> str:
+    return shlex.join(["turncredit", "train", str(config), *(overrides or []), "--resume"])
 
 
 def _title(text: str, more: str = "") -> None:
@@ -194,6 +252,11 @@ def _has_solution(env: object) -> bool:
     action = getattr(type(env), "expert_action", None)
     return action is not None and action is not TextEnv.expert_action
 
+
+for _part in (app, envs_app, sandbox_app):
+    for _command in _part.registered_commands:
+        assert _command.callback is not None
+        _command.callback = interruptible(_command.callback)
 
 if __name__ == "__main__":
     main()

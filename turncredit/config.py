@@ -232,6 +232,13 @@ class EvaluationConfig(Strict):
     leakage: Literal["report", "refuse", "ignore"] = Field("report", description="evaluated tasks among trained ones")
 
 
+class TrackingConfig(Strict):
+    """Where a run's numbers go beside its folder. Each tracker is an extra of its own name."""
+
+    to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list, description="accelerate's")
+    project: str = Field("turncredit", min_length=1, description="under which W&B and trackio file the run")
+
+
 class Config(Strict):
     """A whole run."""
 
@@ -248,6 +255,7 @@ class Config(Strict):
     trainer: TrainerConfig = TrainerConfig()
     warmstart: WarmstartConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _algorithm_is_known(self) -> Config:
@@ -261,6 +269,9 @@ class Config(Strict):
             algorithm = make_algorithm(name, **settings)
         except ValidationError as error:
             raise ValueError(sentence_of(error, "algorithm").removeprefix("config: ")) from None
+        if algorithm.teacher == "averaged" and self.model.lora is not None:
+            raise ValueError(f"algorithm.name is {name!r} with an averaged teacher and model.lora: an adapter has no "
+                             "second copy; set model.lora to null, or let the teacher be the current policy")
         if (algorithm.teacher == "external") != (self.teacher.path is not None):
             needs = "needs" if algorithm.teacher == "external" else "has no use for"
             raise ValueError(f"algorithm.name is {name!r} and teacher.path is {self.teacher.path!r}: {name} {needs} "

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input: one sentence that names the field, the value and the mend."""
 
 
+class Interrupted(UserError):
+    """The user pressed Ctrl-C: one sentence that says how to go on."""
+
+
 class MissingExtra(UserError):
     """An optional dependency is not installed."""
 

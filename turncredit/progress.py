@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -58,6 +59,24 @@ class Display:
         if not self.console.is_terminal and (now - self._last_line > SECONDS_BETWEEN_LINES or step + 1 == steps):
             self._last_line = now
             self.console.print(f"{name} {step + 1}/{steps}  {figures}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error while something runs, gone once it has ended; nothing where that is no terminal.
+
+    Args:
+        label: what is counted.
+        total: how many there will be; None where that is not known.
+    Yields:
+        What is called with how many more are done.
+    """
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                  TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+                  redirect_stdout=False, redirect_stderr=False) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda done: progress.update(task, advance=done)
 
 
 def hide_file_bars() -> None:

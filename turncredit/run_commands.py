@@ -40,14 +40,15 @@ def report(runs: Runs,
 
     Example: turncredit report runs/quickstart --open
     """
+    from turncredit.progress import bar
     from turncredit.report import open_recorded_run, write_report
 
     recorded = [open_recorded_run(path) for path in runs]
     target = out or runs[0] / "report.html"
     if not target.parent.is_dir():
         raise UserError(f"--out {str(target)!r}: there is no folder {str(target.parent)!r}")
-    with console.status("reading episodes"):
-        write_report(recorded, target, episodes)
+    with bar("episodes", min(episodes, sum(int(m.get("episodes", 0)) for r in recorded for m in r.metrics))) as done:
+        write_report(recorded, target, episodes, done)
     console.print(f"report: {target}", soft_wrap=True)
     if show:
         typer.launch(str(target))
@@ -78,7 +79,8 @@ def audit(run: Annotated[Path, typer.Argument(help="a run folder, such as runs/q
 
 
 def replay(run: Annotated[Path, typer.Argument(help="a run folder, such as runs/quickstart")],
-           episode: Annotated[str, typer.Argument(help="an episode's id, such as 000003-0001-002")]) -> None:
+           episode: Annotated[str, typer.Argument(help="an episode's id, such as 000003-0001-002")],
+           as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
     """Show an episode turn by turn, act it out again in its environment; exit code 1 where it comes out differently.
 
     Example: turncredit replay runs/quickstart 000003-0001-002
@@ -90,13 +92,22 @@ def replay(run: Annotated[Path, typer.Argument(help="a run folder, such as runs/
     hide_file_bars()
     audited = AuditedRun(run)
     step, recorded = audited.find(episode)
-    _show_episode(recorded)
-    if recorded.stop.infrastructure:
-        console.print(f"\nnot acted out again: {recorded.stop.sentence}", style="yellow")
-        return
-    now = retell(recorded, step.tasks[recorded.group], audited.policy(), audited.config)
-    found = differences(recorded, now)
+    if not as_json:
+        _show_episode(recorded)
+    broke = recorded.stop.infrastructure
+    found = []
+    if not broke:
+        with Console(stderr=True).status("acting it out again"):
+            now = retell(recorded, step.tasks[recorded.group], audited.policy(), audited.config)
+        found = differences(recorded, now)
+    if as_json:
+        print(json.dumps({"episode": recorded.id, "acted_out": not broke, "stop": str(recorded.stop),
+                          "reward": recorded.reward, "differences": [asdict(one) for one in found]}, default=repr))
+        raise typer.Exit(int(bool(found)))
     console.print()
+    if broke:
+        console.print(f"not acted out again: {recorded.stop.sentence}", style="yellow")
+        return
     if not found:
         console.print("acted out again: the same texts, tokens, end and verdict", style="green")
         return
@@ -107,15 +118,21 @@ def replay(run: Annotated[Path, typer.Argument(help="a run folder, such as runs/
 
 def watch(run: Annotated[Path, typer.Argument(help="a run folder, such as runs/quickstart")],
           every: Annotated[float, typer.Option(min=0.1, help="seconds between two looks")] = 2.0,
-          once: Annotated[bool, typer.Option("--once", help="show it as it stands, and end")] = False) -> None:
+          once: Annotated[bool, typer.Option("--once", help="show it as it stands, and end")] = False,
+          as_json: Annotated[bool, typer.Option("--json", help="print the last step as JSON, and end")] = False,
+          ) -> None:
     """Show a run's figures as it goes, from its folder; ends with the run, or with Ctrl-C, which does not touch it.
 
     Example: turncredit watch runs/quickstart
     """
     from turncredit.report import open_recorded_run
-    from turncredit.report.watch import follow, panel
+    from turncredit.report.watch import ended, follow, panel
 
     recorded = open_recorded_run(run)
+    if as_json:
+        print(json.dumps({"run": recorded.name, "ended": ended(recorded), "steps": len(recorded.metrics),
+                          "last": recorded.metrics[-1] if recorded.metrics else None}))
+        return
     if once:
         console.print(panel(recorded))
         return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -16,8 +18,8 @@ import pytest
 import turncredit
 from turncredit.agents import ChatFormat, EngineAgent, TransformersEngine
 from turncredit.cluster.environments import RayEnvironments, environments_for
-from turncredit.config import ClusterConfig, parse_config
-from turncredit.episode import StopReason
+from turncredit.config import ClusterConfig, EnvConfig, parse_config
+from turncredit.episode import Episode, StopReason
 from turncredit.errors import UserError
 from turncredit.progress import Display
 from turncredit.rollout import Budget, Rollout, TaskRef
@@ -77,6 +79,10 @@ def rollout(workers: RayEnvironments, tokenizer_for: Any, model_for: Any) -> Ite
     made.close()
 
 
+def sampled(rollout: Rollout, tasks: list[TaskRef], seed: int) -> list[Episode]:
+    return [e for group in rollout.sample_groups(tasks, 4, seed) for e in group.episodes]
+
+
 def processes_of(groups: Any) -> list[set[str]]:
     return [{turn.observation for turn in e.turns} for group in groups for e in group.episodes]
 
@@ -126,8 +132,70 @@ def test_a_killed_worker_costs_its_episodes_and_is_replaced(workers: RayEnvironm
     assert len(episodes) == 12 and len(lost) == 4, Counter(e.stop for e in episodes)
     assert all("WorkerLost: the worker on node" in e.error and e.reward is None for e in lost)
     assert workers.lost == 1
-    again = [e for g in rollout.sample_groups(tasks, 4, seed=3) for e in g.episodes]
-    assert all(not e.stop.infrastructure for e in again), "environments that were in it begin elsewhere"
+    assert all(not e.stop.infrastructure for e in sampled(rollout, tasks, 3))
+    os.kill(max(workers._seats, key=lambda seat: seat.holds).process, signal.SIGKILL)
+    again = sampled(rollout, tasks, 4)
+    assert workers.lost == 2
+    assert all(not e.stop.infrastructure for e in again), "environments that were idle in it begin elsewhere"
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that a process started, and theirs."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, before = {pid}, set()
+    while found != before:
+        before = set(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {pid}
+
+
+def test_sandboxes_run_inside_the_workers_and_end_with_them(cluster: Cluster) -> None:
+    there = RayEnvironments(settings(cluster, workers=1), 60)
+    try:
+        near, far = turncredit.make("turncredit/Code-v0"), there.make("turncredit/Code-v0")
+        for env in (near, far):
+            env.unwrapped.use_tool_format("json")
+        [worker] = [pid for pids in there.workers().values() for pid in pids]
+        for seed in range(2):
+            assert near.reset(seed=seed)[0] == far.reset(seed=seed)[0]
+            over = False
+            while not over:
+                action = near.unwrapped.expert_action()
+                expected, given = near.step(action), far.step(action)
+                assert given[:4] == expected[:4] and given[4]["verdict"].passed == expected[4]["verdict"].passed is True
+                over = given[2] or given[3]
+        near.close()
+        started = descendants(worker)
+        assert started, "the sandbox is a child of the worker, not of this process"
+        os.kill(worker, signal.SIGKILL)
+        until = time.monotonic() + 20
+        while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
+            time.sleep(0.2)
+        assert not left
+    finally:
+        there.close()
+
+
+def test_plugins_are_registered_in_every_worker(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "there.py").write_text("import turncredit\nfrom tests.cluster.lost import Where\n"
+                                       "turncredit.register('there/Plugged-v0', Where)\n")
+    (tmp_path / "there-1.dist-info").mkdir()
+    (tmp_path / "there-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: there\nVersion: 1\n")
+    (tmp_path / "there-1.dist-info" / "entry_points.txt").write_text("[turncredit.environments]\nthere = there\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path.cwd())])
+    there = RayEnvironments(settings(cluster, workers=2, runtime_env={"env_vars": {"PYTHONPATH": path}}), 60)
+    try:
+        assert "there/Plugged-v0" not in gymnasium.registry
+        there.try_out([EnvConfig(id="there/Plugged-v0"), EnvConfig(id="tests/Where-v0")])
+        env = there.make("there/Plugged-v0", seconds=0)
+        assert env.reset(seed=1)[0].startswith("Say ")
+        with pytest.raises(UserError, match=r"cluster: on node \w{8} there/Pluged-v0 cannot be made: .*did you mean"):
+            there.try_out([EnvConfig(id="there/Pluged-v0")])
+    finally:
+        there.close()
 
 
 def test_a_silent_address_and_a_full_cluster_are_refused_in_a_sentence(cluster: Cluster) -> None:

@@ -104,7 +104,7 @@ def test_only_generated_tokens_are_coloured_and_the_reference_stands_beside(open
     assert opened.locator(".sides > div:first-child .t").count() == counts[row["episode"]]
     assert opened.locator(".sides > div:nth-child(2) .t").count() == counts[row["reference"]]
     assert row["reference"] in opened.locator(".sides > div:nth-child(2) .quiet").inner_text()
-    masked = opened.locator(".sides > div:first-child .tokens > i").count()
+    masked = opened.locator(".sides > div:first-child .tokens i").count()
     totals = episodes.set_index("id")["total_tokens"]
     assert masked == totals[row["episode"]] - counts[row["episode"]]
 
@@ -116,6 +116,18 @@ def test_the_page_says_why_an_episode_got_its_reward(opened: Any, episodes: pand
     assert "reward 0 · failed" in said and failed["verdict_reason"] in said and failed["prompt"] in said
 
 
+def test_one_click_leads_from_the_top_to_a_failed_episode_s_reason_and_tokens(
+        opened: Any, episodes: pandas.DataFrame, credit: pandas.DataFrame) -> None:
+    opened.evaluate("scrollTo(0, 0)")
+    opened.get_by_role("button", name="one that failed").click()
+    weighted = set(credit.dropna(subset="weight")["episode"])
+    wanted = [id for id in episodes[episodes["passed"] == False]["id"].sort_values() if id in weighted]  # noqa: E712
+    opened.wait_for_selector(f"#episode[data-id='{wanted[-1]}']")
+    assert opened.locator("#episode").evaluate("e => e.getBoundingClientRect().top") < 200
+    assert "failed" in opened.locator("#episode .verdict").inner_text()
+    assert opened.locator("#episode .tokens .t").count() > 0
+
+
 def test_nothing_is_wider_than_a_phone_in_light_and_dark(opened: Any) -> None:
     opened.set_viewport_size({"width": 390, "height": 800})
     colours = []
@@ -123,6 +135,8 @@ def test_nothing_is_wider_than_a_phone_in_light_and_dark(opened: Any) -> None:
         opened.locator("#theme").click()
         colours.append(opened.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+        right = "e => e.getBoundingClientRect().right"
+        assert opened.locator("#episode select").evaluate(right) <= opened.locator("#episode").evaluate(right)
     assert len(set(colours)) == 2
 
 

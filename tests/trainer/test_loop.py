@@ -259,6 +259,29 @@ def test_a_run_resumed_from_any_checkpoint_ends_bit_for_bit_the_same(steps_done,
     assert_same_run(run, finished[0])
 
 
+SEVERAL = {"steps": 3, "epochs": 2, "mini_batches": 2}
+
+
+@pytest.mark.parametrize("sections", [
+    {"trainer": {**SEVERAL, "warmup_steps": 3, "schedule": "linear", "weight_decay": 0.1}},
+    {"trainer": {**SEVERAL, "old_logprobs": "recomputed"}, "rollout": {"refills": 2}, "algorithm": {"name": "dapo"}},
+    {"trainer": SEVERAL, "algorithm": {"name": "sc-grpo", "unit": "batch", "reference_kl": 0.04}},
+    {"trainer": SEVERAL, "algorithm": {"name": "sdpo", "follow": 0.3, "solution": "demonstration"}},
+    {"trainer": SEVERAL, "algorithm": {"name": "additive", "beta_start": 0.03, "beta_steps": 3, "direction": "both"}}],
+    ids=["warm-up", "dynamic sampling", "unit and start", "averaged teacher", "beta warmed up"])
+def test_a_run_with_several_updates_a_step_is_resumed_bit_for_bit(sections, relay_config, begun):
+    config = begun(relay_config(**sections))
+    run = train(config, Watching(), resume=True)
+    assert any(line["updates"] > 1 for line in run.read_metrics())
+    whole = run.path.with_name("whole")
+    shutil.copytree(run.path, whole)
+    for folder in (run.path / "policy", *sorted(run.checkpoints.glob("step-*"))[1:]):
+        shutil.rmtree(folder)
+    train(config, watching := Watching(), resume=True)
+    assert [step for step, _, _ in watching.steps] == [1, 2]
+    assert_same_run(run, RunFolder(whole))
+
+
 def test_resuming_a_finished_run_changes_nothing(finished, copied):
     run, config = copied
     for _ in range(2):

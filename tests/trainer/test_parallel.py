@@ -102,15 +102,17 @@ def learnt(policy_of, sample_groups, judged_as):
             episode.group, episode.sample = number, sample
     double = policy_of(dtype=torch.float64)
 
-    def learn(world, **trainer):
+    def learn(world, algorithm=("sc-grpo", ()), **trainer):
+        algorithm = make_algorithm(algorithm[0], **dict(algorithm[1]))
         policy = Policy(copy.deepcopy(double.model), double.tokenizer, double.config)
+        averaged = policy.copied() if algorithm.teacher == "averaged" else None
         if trainer.get("sharding") == "full" and world.size > 1:
             policy.shard(world)
             assert {type(p).__name__ for p in policy.model.parameters()} == {"DTensor"}
         settings = TrainerConfig(**{"lr": 1e-3, "clip_norm": 0.5, "micro_batch_tokens": 400, **trainer})
         updates, records, saved = [], [], None
         for step in range(2):  # each with a learner of its own, as in a run that is resumed
-            learner = Learner(policy, make_algorithm("sc-grpo"), settings, TeacherConfig(), 0, world)
+            learner = Learner(policy, algorithm, settings, TeacherConfig(), 0, world, averaged=averaged)
             if saved is not None:
                 learner.state.load_state_dict(saved)
             record = TokenRecord(policy.tokenizer)
@@ -120,8 +122,12 @@ def learnt(policy_of, sample_groups, judged_as):
             if policy.sharded:
                 learner.state.gather()
             saved = learner.state.state_dict()
-            assert all(type(value) is torch.Tensor for state in saved["state"].values() for value in state.values())
-        return {name: value.detach() for name, value in policy.whole.state_dict().items()}, updates, records
+            states = saved["state"] if averaged is None else saved["state"]["state"]
+            assert all(type(value) is torch.Tensor for state in states.values() for value in state.values())
+        weights = {name: value.detach() for name, value in policy.whole.state_dict().items()}
+        if averaged is not None:
+            weights |= {f"averaged {name}": value for name, value in averaged.model.state_dict().items()}
+        return weights, updates, records
 
     return learn
 
@@ -145,8 +151,12 @@ def assert_close(one, other, tolerance):
 @pytest.mark.parametrize("settings", [
     {}, {"mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed"}, {"micro_batch_tokens": 1 << 20},
     {"sharding": "full", "micro_batch_tokens": 1 << 20},
-    {"sharding": "full", "mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed", "gradient_checkpointing": True}],
-    ids=["one update", "several", "fewer micro-batches than processes", "sharded", "sharded, several, checkpointed"])
+    {"sharding": "full", "mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed", "gradient_checkpointing": True},
+    {"algorithm": ("sc-grpo", (("unit", "batch"),)), "epochs": 2},
+    {"algorithm": ("sc-grpo", (("unit", "batch"), ("normalize", "token"))), "sharding": "full"},
+    {"algorithm": ("sdpo", (("follow", 0.3),)), "sharding": "full"}],
+    ids=["one update", "several", "fewer micro-batches than processes", "sharded", "sharded, several, checkpointed",
+         "unit", "sharded, unit, per token", "sharded, averaged teacher"])
 def test_two_processes_end_with_the_losses_and_weights_of_one(in_processes, learnt, settings):
     weights, updates, records = learnt(World(), **settings)
     assert all(update["updated"] and update["gradient_norm"] > 0 for update in updates)

@@ -19,19 +19,34 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 1200  # characters of one text in an example episode
 COLOURS = {"pass": "green", "fail": "bold red", "skip": "dim"}
+
+
+def _known(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    from turncredit.envs import list_envs
+
+    return [id for id in list_envs() if id.startswith(incomplete)]
+
+
+EnvId = Annotated[str, typer.Argument(help="such as turncredit/Calculator-v0", autocompletion=_known)]
 Arguments = Annotated[str, typer.Option("--arguments", help="JSON, for its constructor")]
 
 
-def check_command(id: str, arguments: Arguments = "{}",
+def check_command(id: EnvId, arguments: Arguments = "{}",
                   quick: Annotated[bool, typer.Option("--quick", help="three tasks a row, in this process")] = False,
                   seeds: Annotated[int, typer.Option(min=1, help="tasks a row")] = 12,
                   deadline: Annotated[float, typer.Option(min=0.1, help="seconds, for a single call")] = 20.0,
                   row: Annotated[list[str] | None, typer.Option(help="only this row; may be repeated")] = None,
                   as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """Hold an environment to the contract, row by row; exit code 1 where it breaks one."""
-    from turncredit.envs.check import check
+    """Hold an environment to the contract, row by row; exit code 1 where it breaks one.
 
-    findings = check(id, parsed_arguments(arguments), quick, seeds, deadline, row)
+    Example: turncredit envs check turncredit/Calculator-v0 --quick
+    """
+    from turncredit.envs.check import check
+    from turncredit.progress import bar
+
+    with bar("rows") as done:
+        findings = check(id, parsed_arguments(arguments), quick, seeds, deadline, row, lambda _: done(1))
     failed = [finding for finding in findings if finding.verdict == "fail"]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
@@ -68,21 +83,28 @@ def parsed_arguments(text: str) -> dict[str, object]:
 def new_command(name: Annotated[str, typer.Argument(help="such as lights-out")],
                 into: Annotated[Path, typer.Option(help="the folder that the package's folder is made in")] = Path(),
                 ) -> None:
-    """Write a package with an environment of your own, which installs, registers itself and passes its tests."""
+    """Write a package with an environment of your own, which installs, registers itself and passes its tests.
+
+    Example: turncredit envs new lights-out
+    """
     from turncredit.envs.scaffold import write_scaffold
 
     folder = write_scaffold(name, into)
     print(f"{folder}: now pip install -e '{folder}[test]' and edit {name.replace('-', '_')}/env.py")
 
 
-def card_command(id: str, arguments: Arguments = "{}",
+def card_command(id: EnvId, arguments: Arguments = "{}",
                  tasks: Annotated[int, typer.Option(min=1, help="that each agent plays")] = 16,
                  seed: Annotated[int, typer.Option(min=0, help="of the example episode")] = 0,
                  as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """What an environment is: instructions, an example, tools, splits, turns, tokens, what knowing nothing earns."""
+    """What an environment is: instructions, an example, tools, splits, turns, tokens, what knowing nothing earns.
+
+    Example: turncredit envs card turncredit/Calculator-v0 --tasks 4
+    """
     from turncredit.envs.card import card
 
-    found = card(id, parsed_arguments(arguments), tasks, seed)
+    with Console(stderr=True).status("playing"):
+        found = card(id, parsed_arguments(arguments), tasks, seed)
     if as_json:
         print(json.dumps(asdict(found)))
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,17 +14,26 @@ from rich.console import Console
 from turncredit.agents.endpoint import PREFIX, Endpoint, endpoint_settings
 from turncredit.config import Config, EnvConfig
 from turncredit.envs.commands import parsed_arguments
-from turncredit.errors import MissingExtra, UserError
+from turncredit.errors import Interrupted, MissingExtra, UserError
 
 if TYPE_CHECKING:
     from turncredit.evaluate.evaluation import Evaluated
+
+
+def _known_suites(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    from turncredit.evaluate.suites import FOLDERS
+
+    found = {file.stem for folder in FOLDERS for file in folder.glob("*.yaml")}
+    return sorted(name for name in found if name.startswith(incomplete))
 
 
 def evaluate_command(
         model: Annotated[str, typer.Argument(help="a run folder, a model folder or hub name, or openai:URL#MODEL")],
         env: Annotated[list[str] | None, typer.Option(help='id or id:split, such as "turncredit/Calculator-v0:test"')]
         = None,
-        envs: Annotated[str | None, typer.Option(help="a suite: a YAML file, or a name of configs/suites")] = None,
+        envs: Annotated[str | None, typer.Option(help="a suite: a YAML file, or a name of configs/suites",
+                                                   autocompletion=_known_suites)] = None,
         against: Annotated[str | None, typer.Option(help="another model, compared task by task")] = None,
         arguments: Annotated[str, typer.Option(help="JSON, for the environments of --env")] = "{}",
         tasks: Annotated[int | None, typer.Option(min=1, help="tasks an environment [64, or the suite's]")] = None,
@@ -37,10 +48,13 @@ def evaluate_command(
         out: Annotated[Path | None, typer.Option(help="a folder for episodes and tables; goes on where it stopped")]
         = None,
         as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False) -> None:
-    """avg@k and pass@k of a policy on environments, with 95 % intervals, a floor and a ceiling."""
+    """avg@k and pass@k of a policy on environments, with 95 % intervals, a floor and a ceiling.
+
+    Example: turncredit evaluate runs/mine --envs quick --against runs/mine/start --out evaluations/mine
+    """
     from turncredit.evaluate.evaluation import Evaluation, Wanted
     from turncredit.evaluate.table import show
-    from turncredit.progress import hide_file_bars
+    from turncredit.progress import bar, hide_file_bars
 
     hide_file_bars()
     suite = _suite(env, envs, arguments, tasks, k)
@@ -49,7 +63,13 @@ def evaluate_command(
     named = {"policy": model} | ({"against": against} if against else {})
     models = {label: _evaluated(name, tool_calls, endpoint or []) for label, name in named.items()}
     evaluation = Evaluation(wanted, models, named, out)
-    evaluation.run()
+    try:
+        with bar("tasks", evaluation.tasks) as done:
+            evaluation.run(lambda _: done(1))
+    except KeyboardInterrupt:
+        kept = "nothing is kept: --out FOLDER keeps episodes, to go on from" if out is None else (
+            f"go on with: {shlex.join(['turncredit', *sys.argv[1:]])}")
+        raise Interrupted(f"interrupted; {kept}") from None
     if out is None and not as_json:
         Console(stderr=True).print("nothing is kept: --out FOLDER keeps episodes and tables", style="dim")
     if as_json:

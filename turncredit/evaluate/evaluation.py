@@ -120,6 +120,12 @@ class Evaluation:
         if self.out is not None:
             self._write(self.out)
 
+    @property
+    def tasks(self) -> int:
+        """How many groups it samples at the most: a finite set of tasks may be smaller, and some may be kept."""
+        suite = self.wanted.suite
+        return sum(suite.tasks for name in self._agents() for env in suite.envs if name != CEILING or has_expert(env))
+
     def as_json(self) -> dict[str, Any]:
         """The tables."""
         return {"scores": [asdict(s) for s in self.scores], "means": [asdict(m) for m in self.means],

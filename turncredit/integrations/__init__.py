@@ -1,1 +1,1 @@
-"""SC-GRPO and our environments inside other trainers: `turncredit.integrations.trl`, `turncredit.integrations.verl`."""
+"""SC-GRPO and our environments inside other trainers: `turncredit.integrations.trl`."""

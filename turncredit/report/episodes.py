@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class EpisodeIndex:
     chunks: list[str] = field(default_factory=list)
     vocabularies: list[dict[int, str]] = field(default_factory=list)  # one a run
 
-    def add_run(self, run: RecordedRun, number: int, limit: int) -> None:
+    def add_run(self, run: RecordedRun, number: int, limit: int, on_read: Callable[[int], None] | None = None) -> None:
         """Take at most `limit` episodes of a run, whole groups, spread evenly over it."""
         files = evenly(sorted(run.folder.episodes.glob("step-*.parquet")), limit, _group_size(run))
         used: set[int] = set()
@@ -42,6 +42,8 @@ class EpisodeIndex:
                 self._add_row(episode, number, earned)
                 details.append(episode_details(episode, earned))
                 used.update(map(int, episode.token_ids))
+                if on_read is not None:
+                    on_read(1)
         offset = -len(self.columns["id"]) % CHUNK  # a run begins a chunk of its own
         for name in COLUMNS:
             self.columns[name] += [None] * offset
@@ -51,7 +53,7 @@ class EpisodeIndex:
     def _add_row(self, episode: Episode, number: int, credit: EpisodeCredit | None) -> None:
         row = (number, episode.id, episode.step, episode.env_id, episode.split, episode.task_id, episode.reward,
                episode.passed, str(episode.stop), len(episode.turns), episode.generated_count,
-               credit.route if credit else None, credit is not None)
+               credit.route if credit else None, credit is not None and "weight" in credit.values)
         for name, value in zip(COLUMNS, row):
             self.columns[name].append(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,19 @@ EPISODES = 5_000
 TENTH = 10  # "before" and "after" are the first and the last tenth of a run's steps
 
 
-def write_report(runs: Sequence[RecordedRun], out: Path, episodes: int = EPISODES) -> Path:
+def write_report(runs: Sequence[RecordedRun], out: Path, episodes: int = EPISODES,
+                 on_read: Callable[[int], None] | None = None) -> Path:
     """Write the page of one run, or of several overlaid.
 
     Args:
         runs: at least one.
         out: the HTML file.
         episodes: how many at most are taken in, over all runs; whole groups, spread evenly over each run.
+        on_read: called with how many more episodes have been read.
     """
     index = EpisodeIndex()
     for number, run in enumerate(runs):
-        index.add_run(run, number, max(1, episodes // len(runs)))
+        index.add_run(run, number, max(1, episodes // len(runs)), on_read)
     templates = Environment(loader=PackageLoader("turncredit.report", "page"), autoescape=True)
     html = templates.get_template("page.html.jinja").render(
         title=", ".join(run.name for run in runs), runs=[overview(run) for run in runs], settings=settings_table(runs),

@@ -7,10 +7,11 @@ was asked for works; asked for none, all are tried and only local, the default, 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -156,8 +157,8 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
-def check(homes: Sequence[str] = (), console: Console | None = None) -> int:
-    """Print a table for each home (all of them where none is named); return the exit code.
+def check(homes: Sequence[str] = (), console: Console | None = None, as_json: bool = False) -> int:
+    """Print a table for each home (all of them where none is named), or JSON; return the exit code.
 
     Raises:
         UserError: an unknown home.
@@ -166,14 +167,19 @@ def check(homes: Sequence[str] = (), console: Console | None = None) -> int:
     for home in homes:
         if home not in HOMES:
             raise UserError(f"sandbox {home!r} is unknown{did_you_mean(home, HOMES)} (known: {', '.join(HOMES)})")
-    failed = False
+    failed, told = False, {}
     for home in homes or HOMES:
-        findings = asyncio.run(check_home(home))
+        with Console(stderr=True).status(f"trying {home}"):
+            findings = asyncio.run(check_home(home))
+        told[home] = [asdict(finding) for finding in findings]
         table = Table("", "", "", title=f"sandbox: {home}", show_header=False, title_justify="left")
         for finding in findings:
             mark = "[green]yes" if finding.holds else "[red]no" if finding.required else "[yellow]no"
             table.add_row(finding.name, mark, finding.detail)
-        console.print(table)
+        if not as_json:
+            console.print(table)
         broken = any(finding.required and not finding.holds for finding in findings)
         failed |= broken and (bool(homes) or home == "local")
+    if as_json:
+        print(json.dumps(told))
     return int(failed)

@@ -15,6 +15,7 @@ from turncredit.config import TeacherConfig, TrainerConfig
 from turncredit.episode import Episode, Group
 from turncredit.seeds import seed_of
 from turncredit.trainer.algorithms import DEMONSTRATION, OWN_PROMPT, Algorithm, GroupCredit
+from turncredit.trainer.averaged import StateWithTeacher, follow
 from turncredit.trainer.batch import make_batch, to_rows
 from turncredit.trainer.credited import Credit, CreditedEpisode
 from turncredit.trainer.demonstrations import Demonstrator
@@ -40,7 +41,8 @@ class Learner:
     """Holds the optimiser; turns groups into credit and credit into new weights.
 
     Args:
-        start, external_teacher: other policies, where the algorithm needs them; see `Scorer`.
+        start, external_teacher, averaged: other policies, where the algorithm needs them; see `Scorer`. The averaged
+            one is a copy of the policy, and follows it.
         demonstrator: scripted solutions, where the algorithm's teacher sees those.
     Raises:
         ValueError: the algorithm needs one of them, and it is missing.
@@ -48,19 +50,23 @@ class Learner:
 
     def __init__(self, policy: Policy, algorithm: Algorithm, trainer: TrainerConfig, teacher: TeacherConfig,
                  seed: int, world: World | None = None, start: Policy | None = None,
-                 external_teacher: Policy | None = None, demonstrator: Demonstrator | None = None) -> None:
+                 external_teacher: Policy | None = None, demonstrator: Demonstrator | None = None,
+                 averaged: Policy | None = None) -> None:
         if algorithm.needs_demonstrations and demonstrator is None:
             raise ValueError("the algorithm's teacher sees scripted solutions: pass `demonstrator`")
         self.world = world or World()
         self.policy, self.algorithm, self.settings, self.teacher, self.seed = policy, algorithm, trainer, teacher, seed
         self.demonstrator = demonstrator
-        self.scorer = Scorer(policy, algorithm, trainer.micro_batch_tokens, start, external_teacher)
+        self.averaged = averaged
+        self.scorer = Scorer(policy, algorithm, trainer.micro_batch_tokens, start, external_teacher, averaged)
         if trainer.gradient_checkpointing:
             policy.checkpoint_layers()
         trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=trainer.lr, betas=trainer.betas,
                                            weight_decay=trainer.weight_decay)
         self.state = policy.state_of(self.optimizer)  # what is saved and restored
+        if averaged is not None:
+            self.state = StateWithTeacher(self.state, averaged)
 
     # Credit.
 
@@ -162,6 +168,8 @@ class Learner:
                 if not finite:
                     break
             self.policy.refresh()
+            if self.averaged is not None and finite:
+                follow(self.averaged, self.policy, self.algorithm.teacher_follows)
         if record is not None:
             for other in self.world.gathered(record.episodes):
                 record.merge(other)

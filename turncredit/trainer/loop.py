@@ -39,6 +39,7 @@ from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.sampling import StepSampler
 from turncredit.trainer.start import external_teacher, starting_policy
 from turncredit.trainer.tasks import TaskSampler
+from turncredit.trainer.trackers import Both, Trackers, refuse_missing_trackers
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,9 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     world.wait()
 
     with closing(environments_for(config, world)) as environments, \
-            closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine:
-        _train(config, run, watcher, learner, engine, first, world, environments)
+            closing(sampler_for(config, policy, run.path / "engine", first, world)) as engine, \
+            closing(Trackers(config, run.path, first, world.first)) as trackers:
+        _train(config, run, Both(watcher, trackers), learner, engine, first, world, environments)
     if world.first:
         write_whole(run.path / "policy", policy.export)
     world.wait()
@@ -142,13 +144,14 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
         start = policy.without_adapter() if config.model.lora else starting_policy(config, run, lambda *_: None)
     if algorithm.needs_demonstrations:
         demonstrator = Demonstrator(config.envs, policy.chat, config.model.tool_calls)
+    averaged = policy.copied() if algorithm.teacher == "averaged" else None
     if config.trainer.gradient_checkpointing:
         policy.checkpoint_layers()
     refuse_what_does_not_fit(policy, config.trainer, config.rollout)
     if config.trainer.sharding == "full":
         policy.shard(world)
     return Learner(policy, algorithm, config.trainer, config.teacher, config.seed, world, start,
-                   external_teacher(config, policy), demonstrator)
+                   external_teacher(config, policy), demonstrator, averaged)
 
 
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
@@ -195,6 +198,7 @@ def open_run(config: Config, resume: bool) -> RunFolder:
         UserError: an environment of the configuration cannot be made; a run is there already and `resume` is off; or
             there is none, or another one, to resume.
     """
+    refuse_missing_trackers(config)
     refuse_unusable_envs(config)
     run = RunFolder(config.folder)
     file = run.path / "config.yaml"
@@ -204,7 +208,7 @@ def open_run(config: Config, resume: bool) -> RunFolder:
     if resume:
         if not file.exists():
             raise UserError(f"{run.path} holds no run to resume: leave out --resume")
-        elsewhere = {"cluster": settings["cluster"]}  # may be another one: nothing that is sampled depends on it
+        elsewhere = {key: settings[key] for key in ("cluster", "tracking")}  # no sample depends on these
         changed = _differences(yaml.safe_load(file.read_text()) | elsewhere, settings)
         if changed:
             raise UserError(f"{run.path} was run with another configuration; these keys differ: {', '.join(changed)}")

@@ -239,6 +239,12 @@ class Policy:
             for layer in layers:
                 layer.training = False
 
+    def copied(self) -> Policy:
+        """The same policy with weights of its own, to be scored only."""
+        other = copy.copy(self)
+        other.model, other._whole, other._checkpointed = copy.deepcopy(self.whole).requires_grad_(False), None, []
+        return other
+
     def without_adapter(self) -> Policy:
         """The policy that this one was before its adapter was trained: the same weights in memory, to be scored only.
 

@@ -24,18 +24,22 @@ class Scorer:
         micro_batch_tokens: tokens of a row.
         start: the policy that the run started from, where the algorithm needs it.
         external_teacher: another model of the same vocabulary, where the algorithm distils one.
+        averaged: an average of the policy over the steps, where the algorithm's teacher is one.
     Raises:
         ValueError: a policy that the algorithm needs is missing.
     """
 
     def __init__(self, policy: Policy, algorithm: Algorithm, micro_batch_tokens: int, start: Policy | None = None,
-                 external_teacher: Policy | None = None) -> None:
+                 external_teacher: Policy | None = None, averaged: Policy | None = None) -> None:
         if algorithm.needs_start and start is None:
             raise ValueError("the algorithm holds the policy against the one that the run started from: pass `start`")
         if algorithm.teacher == "external" and external_teacher is None:
             raise ValueError("the algorithm distils another model: pass `external_teacher`")
+        if algorithm.teacher == "averaged" and averaged is None:
+            raise ValueError("the algorithm's teacher is an average of the policy: pass `averaged`")
         self.policy, self.algorithm, self.micro_batch_tokens, self.start = policy, algorithm, micro_batch_tokens, start
-        self._teacher = {"current": None, "start": start, "external": external_teacher}[algorithm.teacher]
+        self._teacher = {"current": None, "averaged": averaged, "start": start, "external": external_teacher}[
+            algorithm.teacher]
 
     def scores(self, part: Sequence[CreditedEpisode]) -> tuple[TokenScores, Batch]:
         """Logprobs under the student, and the algorithm's measures, of every generated token of these episodes."""

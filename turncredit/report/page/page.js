@@ -57,8 +57,21 @@ async function openBrowser() {
   form.addEventListener("input", (event) => { state[event.target.name] = event.target.value; filter(); });
   document.getElementById("list").addEventListener("keydown", step);
   filter();
+  shortcuts();
   const wanted = decodeURIComponent(location.hash).match(/^#episode=(\d+)$/);
   if (wanted) open(Number(wanted[1]));
+}
+function shortcuts() { // one episode that failed and one that passed, the newest with token weights
+  const c = index.columns, box = node("p", { className: "shortcuts" }, "Look at an episode token by token: ");
+  for (const [passed, label] of [[false, "one that failed"], [true, "one that passed"]]) {
+    const of = (weighted) => c.id.findLastIndex((id, i) => id !== null && c.passed[i] === passed && (!weighted || c.credited[i]));
+    const found = of(true) >= 0 ? of(true) : of(false);
+    if (found >= 0) box.append(node("button", { type: "button", textContent: label, onclick: async () => {
+      await open(found);
+      document.getElementById("episode").scrollIntoView({ block: "start" });
+    } }), " ");
+  }
+  if (box.querySelector("button")) document.getElementById("overview").after(box);
 }
 function choice(name, label, options) {
   const select = node("select", { name });
@@ -128,7 +141,7 @@ async function open(i) {
   document.querySelector(`.row[data-index="${i}"]`)?.setAttribute("aria-current", "true");
   history.replaceState(null, "", "#episode=" + i);
   const box = document.getElementById("episode");
-  box.replaceChildren(...heading(i, found), ...conversation(found), ...heatmap(found, beside, words));
+  box.replaceChildren(...heading(i, found), ...heatmap(found, beside, words), ...conversation(found));
   box.dataset.id = found.id;
 }
 function indexOf(run, id) { return index.columns.id.findIndex((other, i) => other === id && index.columns.run[i] === run); }
@@ -139,7 +152,10 @@ function heading(i, episode) {
   if (episode.verdict?.reason) box.append(node("p", { textContent: "Why: " + episode.verdict.reason }));
   box.append(node("p", { textContent: `Ended: ${c.stop[i]} — ${episode.why}` }));
   if (episode.error) box.append(node("p", { className: "bad", textContent: episode.error }));
-  if (episode.verdict && Object.keys(episode.verdict.details).length)
+  const noted = Object.entries(episode.verdict?.details ?? {});
+  if (noted.length && noted.length < 4 && noted.every(([, value]) => String(value).length <= 200 && typeof value !== "object"))
+    box.append(...noted.map(([name, value]) => node("p", { textContent: `${name[0].toUpperCase()}${name.slice(1)}: ${value}` })));
+  else if (noted.length)
     box.append(node("details", {}, node("summary", { textContent: "what the verifier noted" }), node("pre", { textContent: JSON.stringify(episode.verdict.details, null, 1) })));
   const credit = episode.credit;
   if (credit) box.append(node("p", { textContent: `Credit: advantage ${Array.isArray(credit.advantage) ? "of each token its own" : figure(credit.advantage)}` + (credit.route ? `, route ${credit.route}` : "") +

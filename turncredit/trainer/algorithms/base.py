@@ -24,6 +24,7 @@ from turncredit.trainer.loss import reference_penalty
 Floats = NDArray[np.floating[Any]]  # [generated]
 PLUGINS = "turncredit.algorithms"  # the entry-point group in which other packages name theirs
 OWN_PROMPT = -1  # in place of a reference: the teacher reads what the student read
+Teacher = Literal["current", "averaged", "start", "external"]
 DEMONSTRATION = -2  # the teacher sees the environment's scripted solution of the task
 
 
@@ -133,9 +134,15 @@ class Algorithm(BaseModel):
         return Measures({"entropy", self.divergence}, {"entropy"} if self.entropy_bonus else ())
 
     @property
-    def teacher(self) -> Literal["current", "start", "external"]:
-        """Whose weights the teacher has: the student's, those that the run started from, or `teacher.path`'s."""
+    def teacher(self) -> Teacher:
+        """Whose weights the teacher has: the student's, a moving average of them, those that the run started from, or
+        `teacher.path`'s."""
         return "current"
+
+    @property
+    def teacher_follows(self) -> float:
+        """The share of the policy in the averaged teacher: behind each step, w <- (1 - share) w + share theta."""
+        return 0.0
 
     @property
     def needs_demonstrations(self) -> bool:

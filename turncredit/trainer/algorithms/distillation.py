@@ -3,8 +3,8 @@
     L = E[ 1/G sum_i 1/|o_i| sum_t D( teacher(. | ...), pi_theta(. | s_it) ) ]
 
 OPD: another model that reads what the student read. OPSD: the weights that the run started from, which also read a
-solution (arXiv 2601.18734; JSD, each vocabulary entry's share of a token clipped at 0.05). SDPO: the current weights,
-which also read a solution (arXiv 2601.20802; KL(student || teacher)). Rewards only choose whose solution is read.
+solution (arXiv 2601.18734; JSD, each vocabulary entry's share of a token clipped at 0.05). Rewards only choose whose
+solution is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from turncredit.trainer.algorithms.base import DEMONSTRATION, OWN_PROMPT, Algorithm, GroupCredit, register_algorithm
+from turncredit.trainer.algorithms.base import (
+    DEMONSTRATION,
+    OWN_PROMPT,
+    Algorithm,
+    GroupCredit,
+    Teacher,
+    register_algorithm,
+)
 from turncredit.trainer.credit import route_group
 from turncredit.trainer.head import Measures, TokenScores
 
@@ -70,7 +77,7 @@ class OPD(Distillation):
         return GroupCredit("opd", np.zeros(len(rewards)), [OWN_PROMPT] * len(rewards))
 
     @property
-    def teacher(self) -> Literal["current", "start", "external"]:
+    def teacher(self) -> Teacher:
         return "external"
 
 
@@ -82,10 +89,5 @@ class OPSD(SelfDistillation):
     js_limit: float | None = Field(0.05, gt=0)
 
     @property
-    def teacher(self) -> Literal["current", "start", "external"]:
+    def teacher(self) -> Teacher:
         return "start"
-
-
-@register_algorithm("sdpo")
-class SDPO(SelfDistillation):
-    """Self-distillation from the current weights; the paper's averaged teacher is not built."""

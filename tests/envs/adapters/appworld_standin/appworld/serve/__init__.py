@@ -1,0 +1,1 @@
+"""The environment server of a stand-in for AppWorld: environment.py."""
