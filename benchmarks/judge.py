@@ -5,8 +5,8 @@
 FOLDER (or $TURNCREDIT_DATA) holds humaneval/HumanEval.jsonl.gz and leetcode/{train,test}.json.gz. Known-good
 solutions must pass. After each of five mutations they must fail wherever the mutation changes behaviour. That is
 asked of a second witness (witness.py): both programs run in the sandbox without the judge, on the tests' own inputs,
-on valid ones near them and on any near them, and what they return is compared as text. The last line is one JSON
-object.
+on valid ones near them and on any near them, and what they return is compared as text. Each mutant is judged twice: by
+the data's own tests, and by these with more made of the known-good solution. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mutants import MUTATIONS, mutant
 from witness import PHASES, changed, returned
 
 from turncredit.sandboxes.base import Sandbox
-from turncredit.verifiers.code import Asserts, Call, CodeReport, CodeTests, judge_in
+from turncredit.verifiers.code import Asserts, Call, CodeReport, CodeTests, judge_in, more_tests
 from turncredit.verifiers.code.formats import humaneval, leetcode
 
 TEST_S, TOTAL_S = 2.0, 20.0  # of a mutant, many of which loop for ever
@@ -109,13 +109,16 @@ async def known_good(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dic
     return results
 
 
-async def mutated(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dict[str, Any]]:
+async def mutated(sandbox: Sandbox, problems: list[Problem], more: int) -> dict[str, dict[str, Any]]:
     """How many mutants fail among those that behave otherwise, a line a mutation."""
     counts = {name: Counter[str]() for name in MUTATIONS}
 
     async def one(problem: Problem) -> None:
         tests = CodeTests(problem.tests.tests, problem.tests.entry_point, problem.tests.prelude, problem.tests.shared,
                           test_s=TEST_S, total_s=TOTAL_S)
+        stronger = await more_tests(sandbox, problem.program, tests, more)
+        if not (await judge_in(sandbox, problem.program, stronger)).passed:
+            print(f"  fails by more tests, made of itself: {problem.name}")
         good = await witness(sandbox, problem, problem.program)
         for name, count in counts.items():
             program = mutant(problem.program, problem.function, name, problem.name)
@@ -125,9 +128,11 @@ async def mutated(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dict[s
             told = await witness(sandbox, problem, program)
             report = await judge_in(sandbox, program, tests)
             failed = report.passed is False
+            failed_by_more = failed or (await judge_in(sandbox, program, stronger)).passed is False
             # the first phase in which it shows: what differs on the tests' inputs is a valid change too
             phase = next((phase for phase in PHASES if changed(good, told, phase)), "never")
-            count.update({"mutants": 1, "unknown": report.passed is None, phase: 1, f"{phase}, failed": failed})
+            count.update({"mutants": 1, "unknown": report.passed is None, phase: 1, f"{phase}, failed": failed,
+                          f"{phase}, failed by more": failed_by_more})
             if phase == "tests" and not failed:
                 print(f"  passes although it returns something else: {problem.name} ({name})")
 
@@ -138,14 +143,16 @@ async def mutated(sandbox: Sandbox, problems: list[Problem]) -> dict[str, dict[s
 def _rates(name: str, count: Counter[str]) -> dict[str, Any]:
     """A mutation's counts, and its rates over the tests' inputs, over other valid ones too, and over all tried."""
     row: dict[str, Any] = dict(count)
-    told = []
-    for number, phase in enumerate(PHASES, 1):
-        whole = sum(count[each] for each in PHASES[:number])
-        part = sum(count[f"{each}, failed"] for each in PHASES[:number])
-        row[f"rate {phase}"] = rate(part, whole)
-        told.append(f"{part} of {whole} ({row[f'rate {phase}']})")
-    print(f"{name}: fail of those that differ on the tests' inputs {told[0]}, on these or other valid ones {told[1]}, "
-          f"on any tried {told[2]}; {count['never, failed']} of {count['never']} where none differs")
+    print(f"{name}: where nothing differs {count['never, failed by more']} of {count['never']} fail; where it does,")
+    phases = list(PHASES)
+    for number, phase in enumerate(phases, 1):
+        whole = sum(count[each] for each in phases[:number])
+        told = []
+        for by in ("failed", "failed by more"):
+            part = sum(count[f"{each}, {by}"] for each in phases[:number])
+            row[f"rate {phase}, {by}"] = rate(part, whole)
+            told.append(f"{part} of {whole} {by} ({rate(part, whole)})")
+        print(f"    {PHASES[phase]}: {', '.join(told)}")
     return row
 
 
@@ -187,6 +194,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("TURNCREDIT_DATA"), help="folder of the data sets")
     parser.add_argument("--mutate", type=int, default=300, help="how many solutions are mutated, drawn by a fixed seed")
+    parser.add_argument("--more", type=int, default=25, help="calls added to a problem's tests, for a second verdict")
     parser.add_argument("--home", default="local")
     parser.add_argument("--rounds", type=int, default=60, help="of the latency's measurement")
     given = parser.parse_args()
@@ -197,7 +205,7 @@ async def main() -> None:
         if problems:
             figures["known good"] = await known_good(sandbox, problems)
             drawn = random.Random(0).sample(problems, min(given.mutate, len(problems)))
-            figures["mutants"] = await mutated(sandbox, drawn)
+            figures["mutants"] = await mutated(sandbox, drawn, given.more)
         else:
             print("skipped: known-good solutions and mutants (no --data folder with humaneval/ or leetcode/)")
     print(json.dumps(figures))

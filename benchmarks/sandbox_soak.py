@@ -28,7 +28,7 @@ from processes import alive, cgroups_of, descendants, descriptors, memory_bytes,
 
 from turncredit.sandboxes import Limits, Sandbox, SandboxError, docker
 
-LIMITS = Limits(wall_s=5, cpu_s=5, memory_bytes=64 << 20, processes=12, file_bytes=4 << 20, files=64)
+LIMITS = Limits(wall_s=30, cpu_s=5, memory_bytes=64 << 20, processes=12, file_bytes=4 << 20, files=64)
 BRIEF = replace(LIMITS, wall_s=0.3)
 FIRST_USER = 1 << 30  # user ids from here on only sandboxes have; a pool has 256 of them, in a row
 GROWTH = 0.10  # of memory between the second and the last quarter; a leak of a page a run would be far more

@@ -1,21 +1,21 @@
 """The second witness of benchmarks/judge.py: what a program returns, told without any part of the judge.
 
 Asserts become bare expressions, and every call of the candidate is written down with its arguments; then it is
-called again with arguments near those. A problem's own rules for its inputs are in prose, so a near input counts as
-valid where it keeps all that the inputs of the problem's tests have in common: types, the range of every number and
-length, letters, order and distinctness of lists, and how numbers and lengths of one call compare (`k <= len(nums)`,
-`len(edges) == n - 1`).
+called again with arguments near those: first with valid ones, as turncredit/verifiers/code/near.py understands it, then
+with any.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from turncredit.sandboxes.base import Limits, Sandbox
+from turncredit.verifiers.code import near
 
-PHASES = ("tests", "valid", "near")
+PHASES = {"tests": "on the tests' inputs", "valid": "there or on valid ones near them", "near": "on any tried"}
 
-SOURCE = r"""
+SOURCE = Path(near.__file__).read_text() + r"""
 import ast, copy, itertools, json, random, sys
 job = json.loads(sys.stdin.read())
 
@@ -33,103 +33,6 @@ def text_of(value, depth=0):
     if kind.__name__ in ("ListNode", "TreeNode"):
         return kind.__name__ + text_of(vars(value), depth + 1)
     return kind.__name__ + " " + repr(value)
-
-def near(value, draw):
-    if type(value) is bool:
-        return not value
-    if type(value) is int:
-        return value + draw.choice((-2, -1, 1, 2))
-    if type(value) is float:
-        return value + draw.choice((-1.5, 0.25, 2.0))
-    if type(value) is str and value:
-        at = draw.randrange(len(value))
-        return draw.choice((value[:at] + value[at + 1:], value[:at] + draw.choice(value) + value[at:], value[::-1]))
-    if type(value) is list and value:
-        at = draw.randrange(len(value))
-        return draw.choice((value[:at] + value[at + 1:], value[::-1], value + [value[at]],
-                            value[:at] + [near(value[at], draw)] + value[at + 1:]))
-    return value
-
-class Common:
-    # What the inputs of all tests have in common; `learn` each of them, then ask whether another `keeps` it.
-    def __init__(self):
-        self.numbers, self.letters, self.kinds, self.holds, self.calls = {}, {}, {}, None, 0
-
-    def look(self, value, path, found):
-        kind = type(value)
-        found["kinds"].setdefault(path, set()).add(kind)
-        if kind in (int, float):
-            found["numbers"].setdefault(path, []).append(value)
-        elif kind is str:
-            found["numbers"].setdefault(path + ".len", []).append(len(value))
-            found["letters"].setdefault(path, set()).update(value)
-        elif kind in (list, tuple, set, frozenset, dict):
-            found["numbers"].setdefault(path + ".len", []).append(len(value))
-            items = list(value.items()) if kind is dict else list(value)
-            for name, test in FLAGS.items():
-                if not test(items):
-                    found["broken"].add((path, name))
-            for number, item in enumerate(items):
-                # a short tuple or list of fixed places (a point, an edge) is looked at place by place
-                self.look(item, f"{path}[{number}]" if kind is tuple else path + "[]", found)
-        elif kind.__name__ in ("ListNode", "TreeNode"):
-            self.look(list(vars(value).values()), path + "{}", found)
-
-    def of(self, args, kwargs):
-        found = {"kinds": {}, "numbers": {}, "letters": {}, "broken": set(), "compared": set()}
-        for name, value in [*enumerate(args), *kwargs.items()]:
-            self.look(value, str(name), found)
-        ends = {}
-        for path, values in found["numbers"].items():
-            ends[path + " min"] = min(values)
-            ends[path + " max"] = max(values)
-        for (a, x), (b, y) in itertools.permutations(sorted(ends.items()), 2):
-            if x <= y: found["compared"].add((a, "<=", b))
-            if x < y: found["compared"].add((a, "<", b))
-            if -2 <= x - y <= 2: found["compared"].add((a, x - y, b))
-        return found
-
-    def learn(self, args, kwargs):
-        found = self.of(args, kwargs)
-        self.calls += 1
-        for path, kinds in found["kinds"].items():
-            self.kinds.setdefault(path, set()).update(kinds)
-        for path, values in found["numbers"].items():
-            low, high = self.numbers.get(path, (min(values), max(values)))
-            self.numbers[path] = min(low, *values), max(high, *values)
-        for path, letters in found["letters"].items():
-            self.letters.setdefault(path, set()).update(letters)
-        if self.holds is None:
-            self.holds, self.broken = found["compared"], found["broken"]
-        else:
-            self.holds &= found["compared"]
-            self.broken |= found["broken"]
-
-    def keeps(self, args, kwargs):
-        found = self.of(args, kwargs)
-        return (all(kinds <= self.kinds.get(path, set()) for path, kinds in found["kinds"].items())
-                and all(self.numbers[path][0] <= min(values) and max(values) <= self.numbers[path][1]
-                        for path, values in found["numbers"].items())
-                and all(letters <= self.letters[path] for path, letters in found["letters"].items())
-                and found["broken"] <= self.broken and self.holds <= found["compared"])
-
-def compares(relation):
-    def test(items):
-        try:
-            return all(relation(a, b) for a, b in zip(items, items[1:]))
-        except TypeError:
-            return False
-    return test
-
-FLAGS = {
-    "rises": compares(lambda a, b: a < b), "never falls": compares(lambda a, b: a <= b),
-    "drops": compares(lambda a, b: a > b), "never rises": compares(lambda a, b: a >= b),
-    "distinct": lambda items: len(set(map(repr, items))) == len(items),
-    "equally long": lambda items: len({len(i) if hasattr(i, "__len__") else -1 for i in items}) < 2,
-    "a permutation": lambda items: sorted(map(repr, items)) in
-        (sorted(map(repr, range(len(items)))), sorted(map(repr, range(1, len(items) + 1)))),
-    "palindrome": lambda items: items == items[::-1],
-}
 
 class Bare(ast.NodeTransformer):
     def visit_Assert(self, node):
@@ -162,25 +65,13 @@ tests.body = [n for n in tests.body if not (isinstance(n, ast.Expr) and ast.unpa
 random.seed(0)
 exec(compile(tests, "tests", "exec"), checks)
 checks["check"](record)
-draw, common = random.Random(1), Common()
-given = calls[:40]
-for args, kwargs in calls:
-    common.learn(args, kwargs)
+given, draw = calls[:40], random.Random(1)
 for args, kwargs in given:
     tell("tests", args, kwargs)
-others = [(tuple(near(a, draw) for a in args), {k: near(v, draw) for k, v in kwargs.items()})
-          for args, kwargs in given for _ in range(4)]
-for args, kwargs in given:  # one change a time, and often: few keep what the tests' inputs have in common
-    for _ in range(40):
-        places = [*range(len(args)), *kwargs]
-        chosen = draw.choice(places) if places else None
-        others.append((tuple(near(a, draw) if n == chosen else a for n, a in enumerate(args)),
-                       {k: near(v, draw) if k == chosen else v for k, v in kwargs.items()}))
-valid = [(args, kwargs) for args, kwargs in others if common.keeps(args, kwargs)][:160]
-for args, kwargs in valid:
+for args, kwargs in itertools.islice(valid_near(calls, draw, 40 * len(given)), 160):
     tell("valid", args, kwargs)
-for args, kwargs in others[:4 * len(given)]:
-    tell("near", args, kwargs)
+for args, kwargs in given * 4:
+    tell("near", tuple(near(a, draw) for a in args), {k: near(v, draw) for k, v in kwargs.items()})
 """
 
 

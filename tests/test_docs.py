@@ -101,7 +101,7 @@ def run_python(code: str) -> dict[str, Any]:
 def run_shell(code: str) -> None:
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        while words and re.fullmatch(r"[A-Z0-9_]+=.*", words[0]):
             words.pop(0)
         if not words:
             continue

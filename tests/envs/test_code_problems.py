@@ -93,6 +93,23 @@ def test_mbpp_shows_one_assert_and_judges_by_the_others(make: Any, play: Callabl
     assert env.step("def add(a, b):\n    return 3")[1] == 0.0
 
 
+def test_more_tests_judge_what_the_files_tests_let_pass(make: Any, play: Callable[..., float],
+                                                         file: Callable[..., str]) -> None:
+    data = file(MBPP | {"test_list": [f"assert add({a}, {b}) == {a + b}" for a, b in ((1, 2), (5, 5), (-1, 4))],
+                        "challenge_test_list": []})
+    by_heart = "def add(a, b):\n    return {(1, 2): 3, (5, 5): 10, (-1, 4): 3}.get((a, b), 0)"
+    for more, reward in ((0, 1.0), (20, 0.0)):
+        env = make("CodeProblems", data=data, more_tests=more)
+        assert play(env, 0) == 1.0
+        env.reset(seed=0)
+        assert env.step(by_heart)[1] == reward
+    assert len(env.task.hidden["tests"].tests) > 5
+    with pytest.raises(UserError, match="more_tests is -1: it must be 0 or above"):
+        make("CodeProblems", data=data, more_tests=-1)
+    with pytest.raises(UserError, match=r"more_tests is 5, and .* has problems without a solution"):
+        make("CodeProblems", data=file(CODE_CONTESTS), more_tests=5)
+
+
 def test_code_contests_judges_by_private_tests(make: Any, file: Callable[..., str]) -> None:
     env = make("CodeProblems", data=file(CODE_CONTESTS), several_turns=True)
     env.reset(seed=0)

@@ -14,6 +14,8 @@ from turncredit.envs.program_env import ProgramEnv
 from turncredit.envs.questions import held_out, read_rows
 from turncredit.episode import Task
 from turncredit.errors import UserError, did_you_mean
+from turncredit.verifiers.code import CodeTests, more_tests
+from turncredit.verifiers.code.shared import shared_sandbox, wait_for
 
 
 class CodeProblems(ProgramEnv):
@@ -29,12 +31,16 @@ class CodeProblems(ProgramEnv):
         hold_out: a fifth of the problems, chosen by their statement, are "test" and all others "train".
         several_turns: the agent may run code and see the visible tests before it answers.
         settings: for the tests, such as {"fraction": true, "test_s": 10} (see `CodeTests`).
+        more_tests: calls that a program is judged by besides the file's tests, up to so many a problem: on inputs near
+            those of the tests, with the values of the file's solution (see `turncredit.verifiers.code.more_tests`).
     Raises:
-        UserError: no such file or format, a field that a row lacks (named with its row), or no problem with tests.
+        UserError: no such file or format, a field that a row lacks (named with its row), no problem with tests, or
+            more tests asked for and a problem without a solution.
     """
 
     def __init__(self, data: str, format: str | None = None, data_split: str = "test", hold_out: bool = False,
-                 several_turns: bool = False, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+                 several_turns: bool = False, settings: dict[str, Any] | None = None,
+                 more_tests: int = 0, **kwargs: Any) -> None:
         super().__init__(several_turns, **kwargs)
         if format is not None and format not in FORMATS:
             known = ", ".join(FORMATS)
@@ -46,6 +52,11 @@ class CodeProblems(ProgramEnv):
         if hold_out:
             self._problems = held_out(self._problems, self.split, data, lambda problem: problem.prompt)
         self.num_tasks = len(self._problems)
+        self.more_tests = more_tests
+        if more_tests < 0:
+            raise UserError(f"more_tests is {more_tests}: it must be 0 or above")
+        if more_tests and any(problem.solution is None for problem in self._problems):
+            raise UserError(f"more_tests is {more_tests}, and {data!r} has problems without a solution: set it to 0")
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """Any problem, uniformly."""
@@ -54,8 +65,16 @@ class CodeProblems(ProgramEnv):
     def task_at(self, index: int) -> Task:
         """The problem at `index`, of those that have tests for the split."""
         problem = self._problems[index]
-        hidden = {"tests": problem.tests, "visible": problem.visible, "solution": problem.solution}
+        tests = problem.tests
+        if self.more_tests and problem.solution is not None:
+            tests = wait_for(self._with_more(problem.solution, tests))
+        hidden = {"tests": tests, "visible": problem.visible, "solution": problem.solution}
         return Task(problem.prompt, {k: v for k, v in hidden.items() if v is not None}, self.split, self.level)
+
+
+    async def _with_more(self, solution: str, tests: CodeTests) -> CodeTests:
+        sandbox = await shared_sandbox(self.home, self.sandbox)
+        return await more_tests(sandbox, solution, tests, self.more_tests)
 
 
 @functools.lru_cache(maxsize=16)  # a file is read once a process, not once an environment

@@ -18,6 +18,7 @@ from turncredit.episode import Outcome, Task, Verdict
 
 _NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(/\d+)?")
 LONGEST_ANSWER = 10_000  # characters; the last ones are judged
+SHOWN = 200  # characters of both that a verdict tells people
 
 
 class MathAnswer:
@@ -44,7 +45,10 @@ class MathAnswer:
             passed = answers_match(gold, outcome.answer[-LONGEST_ANSWER:], self.timeout_s, self.worked_out)
         except TimeoutError:
             return Verdict.of(False, f"the answer could not be evaluated in {self.timeout_s:g} s")
-        return Verdict.of(passed, "" if passed else "the answer is not equivalent to the expected one")
+        if passed:
+            return Verdict.of(True)
+        return Verdict.of(False, "the answer is not equivalent to the expected one", expected=gold[-SHOWN:],
+                          answer=outcome.answer[-SHOWN:])
 
 
 def answers_match(gold: str, answer: str, timeout_s: float = 10.0, worked_out: bool = False) -> bool:

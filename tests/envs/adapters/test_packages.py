@@ -32,7 +32,7 @@ def replay(env: Any, index: int, stops_early: bool = False) -> float:
 def test_bfcl_s_ground_truth_is_valid_in_every_split(category: str) -> None:
     pytest.importorskip("bfcl_eval", reason="the extra bfcl is not installed")
     envs = [make("BFCL", category=category, split=split) for split in ("train", "test", "ood")]
-    assert sum(env.num_tasks for env in envs) == (199 if category == "miss_func" else 200)
+    assert sum(env.num_tasks for env in envs) == 200
     for env in envs:
         for index in range(0, env.num_tasks, 4):
             assert replay(env, index) == 1.0, env.task.id
@@ -55,6 +55,17 @@ def test_bfcl_shows_a_withheld_function_when_its_turn_comes() -> None:
     assert not any(f'"name": "{name}"' in text for name in names for text in said[:-1])
 
 
+def test_bfcl_gives_a_function_no_later_than_its_ground_truth_calls_it() -> None:
+    pytest.importorskip("bfcl_eval", reason="the extra bfcl is not installed")
+    from turncredit.envs.adapters.bfcl import _entries
+
+    late = [entry["id"] for entry, gold in _entries("miss_func") for turn, names in entry["missed_function"].items()
+            for calls in gold[:int(turn)] for call in calls if call.partition("(")[0] in names]
+    assert late == []
+    entry, = (entry for entry, _ in _entries("miss_func") if entry["id"] == "multi_turn_miss_func_49")
+    assert entry["missed_function"] == {"3": ["wc", "cat"], "1": ["tail"]}
+
+
 def test_what_an_agent_writes_to_bfcl_is_never_evaluated(tmp_path: Path) -> None:
     pytest.importorskip("bfcl_eval", reason="the extra bfcl is not installed")
     env = make("BFCL")
@@ -68,6 +79,14 @@ def test_what_an_agent_writes_to_bfcl_is_never_evaluated(tmp_path: Path) -> None
     while not env._over:
         env.step("done")
     assert not mark.exists()
+
+
+@pytest.mark.slow
+def test_scienceworld_s_variation_that_its_gold_path_sets_on_fire_is_left_out() -> None:
+    pytest.importorskip("scienceworld", reason="the extra scienceworld is not installed")
+    env = make("ScienceWorld", tasks=["freeze"])
+    assert env.variations("freeze") == [number for number in range(14) if number != 11]
+    env.close()
 
 
 @pytest.mark.parametrize("level", ["BabyAI-GoToLocal-v0", "MiniGrid-DoorKey-5x5-v0"])

@@ -141,7 +141,7 @@ async function open(i) {
   document.querySelector(`.row[data-index="${i}"]`)?.setAttribute("aria-current", "true");
   history.replaceState(null, "", "#episode=" + i);
   const box = document.getElementById("episode");
-  box.replaceChildren(...heading(i, found), ...conversation(found), ...heatmap(found, beside, words));
+  box.replaceChildren(...heading(i, found), ...heatmap(found, beside, words), ...conversation(found));
   box.dataset.id = found.id;
 }
 function indexOf(run, id) { return index.columns.id.findIndex((other, i) => other === id && index.columns.run[i] === run); }
@@ -152,7 +152,10 @@ function heading(i, episode) {
   if (episode.verdict?.reason) box.append(node("p", { textContent: "Why: " + episode.verdict.reason }));
   box.append(node("p", { textContent: `Ended: ${c.stop[i]} — ${episode.why}` }));
   if (episode.error) box.append(node("p", { className: "bad", textContent: episode.error }));
-  if (episode.verdict && Object.keys(episode.verdict.details).length)
+  const noted = Object.entries(episode.verdict?.details ?? {});
+  if (noted.length && noted.length < 4 && noted.every(([, value]) => String(value).length <= 200 && typeof value !== "object"))
+    box.append(...noted.map(([name, value]) => node("p", { textContent: `${name[0].toUpperCase()}${name.slice(1)}: ${value}` })));
+  else if (noted.length)
     box.append(node("details", {}, node("summary", { textContent: "what the verifier noted" }), node("pre", { textContent: JSON.stringify(episode.verdict.details, null, 1) })));
   const credit = episode.credit;
   if (credit) box.append(node("p", { textContent: `Credit: advantage ${Array.isArray(credit.advantage) ? "of each token its own" : figure(credit.advantage)}` + (credit.route ? `, route ${credit.route}` : "") +
