@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray clean
+.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray verl clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,18 @@ build/ray/.installed: pyproject.toml constraints.txt
 
 ray: build/ray/.installed  ## a Ray cluster of several nodes on this machine, some of which are killed; minutes
 	OMP_NUM_THREADS=1 build/ray/bin/python -m pytest tests/cluster
+
+# verl pins an older transformers, and hydra an older antlr, so it lives in an environment of its own.
+build/verl/.installed: constraints.txt
+	$(PYTHON) -m venv build/verl
+	grep -vE '^(transformers|huggingface.hub|tokenizers|hf.xet|datasets|fsspec|antlr4.*)==' constraints.txt > build/verl/constraints.txt
+	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt torch
+	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt verl==0.9.1 transformers==5.10.4 \
+		tensordict==0.10.0 cachetools pytest pytest-timeout hypothesis gymnasium jsonschema math-verify plotly pydantic scipy
+	touch $@
+
+verl: build/verl/.installed  ## SC-GRPO in verl's registries, its batch and its actor's loss, held against ours
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/verl/bin/python -m pytest tests/integrations/test_verl.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
