@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray clean
+.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray verl clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,7 +35,7 @@ build/vllm/.installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 vllm: build/vllm/.installed  ## install vLLM's CPU build (3.5 GB) and run its tests, in process and as a server
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/vllm/bin/python -m pytest tests/agents/test_vllm_engine.py tests/trainer/test_engines.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/vllm/bin/python -m pytest tests/agents/test_vllm_engine.py tests/agents/test_vllm_endpoint.py tests/trainer/test_engines.py
 
 soak: $(VENV)/.installed  ## 20,000 executions, one in ten hostile: nothing may be left behind
 	$(BIN)/python benchmarks/sandbox_soak.py
@@ -61,6 +61,18 @@ build/ray/.installed: pyproject.toml constraints.txt
 
 ray: build/ray/.installed  ## a Ray cluster of several nodes on this machine, some of which are killed; minutes
 	OMP_NUM_THREADS=1 build/ray/bin/python -m pytest tests/cluster
+
+# verl pins an older transformers, and hydra an older antlr, so it lives in an environment of its own.
+build/verl/.installed: constraints.txt
+	$(PYTHON) -m venv build/verl
+	grep -vE '^(transformers|huggingface.hub|tokenizers|hf.xet|datasets|fsspec|antlr4.*)==' constraints.txt > build/verl/constraints.txt
+	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt torch
+	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt verl==0.9.1 transformers==5.10.4 \
+		tensordict==0.10.0 cachetools pytest pytest-timeout hypothesis gymnasium jsonschema math-verify plotly pydantic scipy
+	touch $@
+
+verl: build/verl/.installed  ## SC-GRPO in verl's registries, its batch and its actor's loss, held against ours
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/verl/bin/python -m pytest tests/integrations/test_verl.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

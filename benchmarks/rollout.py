@@ -75,8 +75,8 @@ class Workload:
                         for context, ids, limit, seen in zip(contexts, said, limits, self.observations[turn])]
 
 
-def compare_with_generate(model: Any, work: Workload, repeats: int) -> dict[str, float]:
-    """Useful tokens a second, best of `repeats`: of generate, and of the engine on both schedules."""
+def compare_with_generate(model: Any, work: Workload, repeats: int, now: Callable[[], float]) -> dict[str, float]:
+    """Useful tokens a second by the clock `now`, the best: of the engine on both schedules, and of generate."""
     engine = TransformersEngine(model, max_batch=64)
 
     def request(turn: int, episode: int, context: list[int]) -> Request:
@@ -107,7 +107,7 @@ def compare_with_generate(model: Any, work: Workload, repeats: int) -> dict[str,
             under_way |= zip(numbers, coming)
 
     ways: dict[str, Callable[[], None]] = {
-        "generate": lambda: work.play(theirs), "lockstep": lambda: work.play(lockstep), "engine": own_pace}
+        "engine": own_pace, "lockstep": lambda: work.play(lockstep), "generate": lambda: work.play(theirs)}
     if len(work.limits) == 1:
         del ways["lockstep"]  # the same
     engine.generate([Request([1, 2, 3], 2, 0)], Sampling(), [])  # the trial, and packing
@@ -115,9 +115,10 @@ def compare_with_generate(model: Any, work: Workload, repeats: int) -> dict[str,
     for _ in range(repeats):
         for name, play in ways.items():
             engine.forget()
-            began = time.perf_counter()
+            began = now()
             play()
-            best[name] = max(best[name], work.tokens / (time.perf_counter() - began))
+            best[name] = max(best[name], work.tokens / (now() - began))
+            print(f"{name}: {best[name]:.1f} useful tokens a second", flush=True)
     return best | {"ratio": best["engine"] / best["generate"]} | (
         {"lockstep_ratio": best["lockstep"] / best["generate"]} if "lockstep" in best else {})
 
@@ -189,12 +190,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="on a machine that others use, more wait for each other")
+    parser.add_argument("--cpu-seconds", action="store_true",
+                        help="with one thread, count this process's own seconds on the CPU: others disturb those less")
     parser.add_argument("--only", choices=["one_turn", "several_turns", "schedules"])
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
+    now = time.process_time if wanted.cpu_seconds else time.perf_counter
     measures: dict[str, Callable[[], dict[str, float]]] = {
-        "one_turn": lambda: compare_with_generate(model, Workload(4, 1, 60), wanted.repeats),
-        "several_turns": lambda: compare_with_generate(model, Workload(4, 4, 200), wanted.repeats),
+        "one_turn": lambda: compare_with_generate(model, Workload(4, 1, 60), wanted.repeats, now),
+        "several_turns": lambda: compare_with_generate(model, Workload(4, 4, 200), wanted.repeats, now),
         "schedules": lambda: compare_schedules(2 * wanted.repeats)}
     names = [wanted.only] if wanted.only else list(measures)
     model = model_of(wanted.model, wanted.layers) if names != ["schedules"] else None

@@ -1,16 +1,19 @@
 """Our runner over bare vLLM: tokens a second on the same prompts and lengths, measured alternately in one run.
 
 Needs vllm (see `make vllm`): OMP_NUM_THREADS=1 build/vllm/bin/python benchmarks/vllm_runner.py. Random weights in the
-shape of SmolLM2-135M-Instruct with --layers layers. Also prints how far logprobs are from the trainer's, by dtype.
+shape of SmolLM2-135M-Instruct with --layers layers. With --gaps: how far logprobs are from a float32 trainer's instead,
+by engine and dtype.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,13 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from turncredit.agents import AsynchronousAgent, Request
+from turncredit.agents import AsynchronousAgent, Request, TransformersEngine
 from turncredit.agents.tiny import learn_tokenizer
 from turncredit.agents.vllm_engine import VllmEngine
+from turncredit.agents.vllm_server import LocalServer, VllmServers
 from turncredit.config import ModelConfig
 from turncredit.trainer.policy import Policy
-from turncredit.trainer.weights import agreement, export_untied
+from turncredit.trainer.weights import Agreement, agreement, export_untied
 
 
 def policy_of(layers: int) -> Policy:
@@ -71,32 +75,62 @@ class _Unstopped:
     stop_ids: tuple[int, ...] = ()
 
 
+def compare_speed(policy: Policy, batch: int, repeats: int) -> dict[str, float]:
+    """Tokens a second of both, and their ratio by the clock and by this process's seconds on the CPU: best of each."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(100, 40_000, 60).tolist() for _ in range(batch)]
+    limits = [int(n) for n in rng.integers(16, 65, batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        export_untied(policy, Path(folder))
+        engine = VllmEngine(folder, 512, batch, "float32")
+    best = {"bare": float("inf"), "ours": float("inf")}
+    on_cpu = dict(best)
+    for _ in range(repeats):
+        for name, measure in (("bare", lambda: bare(engine, prompts, limits)),
+                              ("ours", lambda: ours(engine, policy, prompts, limits))):
+            engine.forget()  # so that nobody reads from the other's cache
+            began = time.process_time()
+            best[name] = min(best[name], measure())
+            on_cpu[name] = min(on_cpu[name], time.process_time() - began)
+            print(f"{name}: {sum(limits) / best[name]:.1f} tokens a second", flush=True)
+    return {"threads": engine._threads, "bare_tokens_per_second": sum(limits) / best["bare"],
+            "ours_tokens_per_second": sum(limits) / best["ours"], "ratio": best["bare"] / best["ours"],
+            "ratio_of_cpu_seconds": on_cpu["bare"] / on_cpu["ours"]}
+
+
+def gaps(policy: Policy) -> Iterator[tuple[str, str, Agreement]]:
+    """(engine, dtype, difference in nats) of each engine with the policy's weights."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export_untied(policy, folder)
+        for dtype in ("float32", "bfloat16"):
+            copied = copy.deepcopy(policy.model).to(getattr(torch, dtype))
+            yield "transformers", dtype, agreement(TransformersEngine(copied), policy, 0)
+            inside = VllmEngine(folder, 512, 8, dtype)
+            yield "vLLM, in process", dtype, agreement(inside, policy, 0)
+            inside.close()
+            server = LocalServer(folder, max_context=512, max_batch=8, dtype=dtype)
+            try:
+                yield "vLLM, server", dtype, agreement(VllmServers([server.url], policy.chat, folder), policy, 0)
+            finally:
+                server.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gaps", action="store_true")
     wanted = parser.parse_args()
     policy = policy_of(wanted.layers)
-    rng = np.random.default_rng(1)
-    prompts = [rng.integers(100, 40_000, 60).tolist() for _ in range(wanted.batch)]
-    limits = [int(n) for n in rng.integers(16, 65, wanted.batch)]
-    best = {"bare": float("inf"), "ours": float("inf")}
-    gaps = {}
-    with tempfile.TemporaryDirectory() as folder:
-        export_untied(policy, Path(folder))
-        engine = VllmEngine(folder, 512, wanted.batch, "float32")
-    gaps["float32"] = agreement(engine, policy, 0)
-    for _ in range(wanted.repeats):
-        for name, measure in (("bare", lambda: bare(engine, prompts, limits)),
-                              ("ours", lambda: ours(engine, policy, prompts, limits))):
-            engine.forget()  # so that nobody reads from the other's cache
-            best[name] = min(best[name], measure())
-    print(json.dumps({"layers": wanted.layers, "batch": wanted.batch, "threads": engine._threads,
-                      "bare_tokens_per_second": round(sum(limits) / best["bare"], 1),
-                      "ours_tokens_per_second": round(sum(limits) / best["ours"], 1),
-                      "ratio": round(best["bare"] / best["ours"], 3),
-                      "gap": {name: [gap.mean, gap.max] for name, gap in gaps.items()}}))
+    if wanted.gaps:
+        for engine, dtype, gap in gaps(policy):
+            print(f"{engine} | {dtype} | mean {gap.mean:.1e} | max {gap.max:.1e}", flush=True)
+        return
+    found = compare_speed(policy, wanted.batch, wanted.repeats)
+    print(json.dumps({"layers": wanted.layers, "batch": wanted.batch}
+                     | {name: round(value, 3) for name, value in found.items()}))
 
 
 if __name__ == "__main__":

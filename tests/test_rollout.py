@@ -220,9 +220,10 @@ def test_an_unfinished_turn_is_closed_by_a_token_that_was_not_generated(agent: E
                 assert len(segment.token_ids) == SHORT.turn_tokens
                 assert after is not None
                 assert (after.role, after.token_ids.tolist()) == ("glue", [chat.end_id])
-    assert unfinished
+    assert unfinished == sum(episode.turns_cut for episode in episodes) > 0
     scripted = sample(ScriptedAgent(lambda env: "short", chat), chat, size=1)[0].episodes[0]
     assert all(s.role != "glue" for s in scripted.segments)
+    assert scripted.turns_cut == 0
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,11 @@ class Episode:
     def generated_count(self) -> int:
         """|o_i|: the tokens that the policy generated."""
         return sum(len(s.token_ids) for s in self.segments if s.generated)
+
+    @property
+    def turns_cut(self) -> int:
+        """Turns that a bound of tokens ended, and not the policy: their end is glue."""
+        return sum(s.generated and after.role == "glue" for s, after in pairwise(self.segments))
 
     @property
     def response(self) -> list[Segment]:

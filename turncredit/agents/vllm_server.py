@@ -106,13 +106,14 @@ class LocalServer:
         cache_gb: memory for keys and values on a CPU.
         memory_share: of a GPU's memory.
         adapter_rank: of LoRA adapters that it makes room for; None for none.
+        options: more of the server's command line.
     Raises:
         UserError: it does not come up; the sentence has the end of its log.
     """
 
     def __init__(self, folder: Path, python: str | None = None, max_context: int | None = None, max_batch: int = 64,
                  dtype: str = "float32", cache_gb: int = 1, memory_share: float = 0.4,
-                 adapter_rank: int | None = None) -> None:
+                 adapter_rank: int | None = None, options: Sequence[str] = ()) -> None:
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log", prefix="vllm-", delete=False)  # noqa: SIM115
@@ -122,6 +123,7 @@ class LocalServer:
                    "--gpu-memory-utilization", str(memory_share)]
         command += ["--max-model-len", str(max_context)] if max_context else []
         command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(adapter_rank)] if adapter_rank else []
+        command += options
         if not _has_gpu():  # compiling takes minutes there, and version 0.32 dies of seeds in prompts read in parts
             command += ["--enforce-eager", "--no-enable-chunked-prefill"]
         environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",

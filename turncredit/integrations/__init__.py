@@ -1,1 +1,1 @@
-"""SC-GRPO and our environments inside other trainers: `turncredit.integrations.trl`."""
+"""SC-GRPO and our environments inside other trainers: `turncredit.integrations.trl`, `turncredit.integrations.verl`."""

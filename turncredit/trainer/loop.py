@@ -288,6 +288,7 @@ def episode_metrics(groups: Sequence[Group]) -> dict[str, Any]:
         "total_tokens": sum(len(s.token_ids) for e in episodes for s in e.segments),
         "turns": float(np.mean([len(e.turns) for e in episodes])),
         "invalid_actions": float(np.mean([sum(not t.valid for t in e.turns) for e in episodes])),
+        "turns_cut": float(np.mean([e.turns_cut for e in episodes])),
         "environment_s": sum(e.timings["environment"] for e in episodes) / len(episodes),
         "stops": dict(Counter(str(e.stop) for e in episodes)),
     }
