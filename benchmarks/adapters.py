@@ -83,7 +83,8 @@ def scienceworld() -> str:
     """The gold path of one training variation of each task, whatever its length."""
     from scienceworld.constants import ID2TASK
 
-    rewards, steps, took = [], 0, 0.0
+    rewards: dict[str, float] = {}
+    steps, took = 0, 0.0
     for name in ID2TASK.values():
         env = turncredit.make("turncredit/ScienceWorld-v0", tasks=[name], max_turns=1000).unwrapped
         env.reset(seed=0)
@@ -91,10 +92,11 @@ def scienceworld() -> str:
         began = time.perf_counter()
         reward, turns = play(env, {"seed": 0}, env.expert_action)
         took, steps = took + time.perf_counter() - began, steps + turns
-        rewards.append(reward)
+        rewards[name] = reward
         env.close()
-    full = sum(reward == 1 for reward in rewards)
-    return (f"{full} of {len(rewards)} gold paths score 1; {steps / len(rewards):.0f} turns, "
+    short = {name: reward for name, reward in rewards.items() if reward < 1}
+    return (f"{len(rewards) - len(short)} of {len(rewards)} gold paths score 1 (not: {short or 'none'}); "
+            f"{steps / len(rewards):.0f} turns, "
             f"{1000 * took / steps:.0f} ms a step with reset, {len(rewards) / took:.2f} episodes/s")
 
 

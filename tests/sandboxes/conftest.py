@@ -26,7 +26,7 @@ HOMES: dict[str, dict[str, Any]] = {
 }
 WALLED = ["local", "docker"]
 
-LIMITS = Limits(wall_s=10, cpu_s=5, memory_bytes=128 << 20, processes=16, output_bytes=20_000,
+LIMITS = Limits(wall_s=60, cpu_s=5, memory_bytes=128 << 20, processes=16, output_bytes=20_000,
                 file_bytes=4 << 20, files=64)
 
 

@@ -153,8 +153,8 @@ def test_an_update_equals_the_papers_written_out_by_hand(route, moved_policy, ju
     groups = [judged_as(g, s) for g, s in zip(groups, signs)]
     expected, loss = gradient_by_hand(policy, groups)
     got, _, update = gradient_of_update(learner_of(policy), groups)
-    assert (got - expected).norm() <= 1e-7 * expected.norm()
-    assert update["loss"] == pytest.approx(loss, rel=1e-7, abs=1e-9)
+    assert (got - expected).norm() <= 1e-6 * expected.norm()
+    assert update["loss"] == pytest.approx(loss, rel=1e-6, abs=1e-9)
     assert update["gradient_norm"] == pytest.approx(float(expected.norm()), rel=1e-6)
     assert update["clipped_mean"] > 0.01 and update["updated"]
 
@@ -174,7 +174,7 @@ def test_a_grpo_update_equals_the_one_by_hand_and_differs_from_sc_grpos(moved_po
     expected, _ = gradient_by_hand(policy, groups, "grpo")
     other, _ = gradient_by_hand(policy, groups, "sc-grpo")
     got, _, _ = gradient_of_update(learner_of(policy, "grpo"), groups)
-    assert (got - expected).norm() <= 1e-7 * expected.norm()
+    assert (got - expected).norm() <= 1e-6 * expected.norm()
     assert torch.cosine_similarity(got, other, dim=0) < 0.999
 
 
@@ -183,7 +183,7 @@ def test_the_clip_is_the_algorithms_own(moved_policy, judged_as):
     groups = [judged_as(groups[0], "++--")]
     expected, _ = gradient_by_hand(policy, groups, "grpo", 0.1, 0.5)
     got, _, _ = gradient_of_update(learner_of(policy, {"name": "grpo", "clip_low": 0.1, "clip_high": 0.5}), groups)
-    assert (got - expected).norm() <= 1e-7 * expected.norm()
+    assert (got - expected).norm() <= 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("normalize", ["sequence", "token"])
@@ -195,7 +195,7 @@ def test_micro_batches_change_nothing_for_grpo(normalize, moved_policy, judged_a
                            micro_batch_tokens=tokens) for tokens in (ONE_MICRO_BATCH, 600, 1)]
     whole, *parts = [gradient_of_update(learner, groups) for learner in learners]
     for gradient, _, update in parts:
-        assert (gradient - whole[0]).norm() <= 1e-7 * whole[0].norm()  # Llama's norms are in float32
+        assert (gradient - whole[0]).norm() <= 1e-6 * whole[0].norm()  # Llama's norms are in float32
         assert update["loss"] == pytest.approx(whole[2]["loss"], rel=1e-9)
         assert update["ratio_mean"] == pytest.approx(whole[2]["ratio_mean"], rel=1e-6)
 
@@ -363,7 +363,7 @@ def test_where_no_reference_fits_it_is_counted_and_the_update_is_grpos(moved_pol
     policy.max_context = 20
     got, credit, _ = gradient_of_update(learner_of(policy), groups)
     assert credit.counts["references that did not fit"] == 4
-    assert (got - expected).norm() <= 1e-7 * expected.norm()
+    assert (got - expected).norm() <= 1e-6 * expected.norm()
 
 
 def test_in_an_unsolved_group_a_response_without_room_for_the_reference_earns_nothing(moved_policy, judged_as):

@@ -185,7 +185,7 @@ class ContinuousBatch:
             start = 0
             for piece in one.kept.pieces:
                 self.cache.put(one.row, start, piece)
-                start += piece.shape[2]
+                start += piece.shape[3]
             new = one.new
             ids[i, width - len(new):] = new
             places[i, width - len(new):] = positions[i, width - len(new):] = np.arange(start, len(one.context))
@@ -229,7 +229,8 @@ class ContinuousBatch:
         assert self.cache is not None
         self.cache.aim(rows, places, end)
         mask = torch.arange(end, device=ids.device) <= positions[:, None, :, None]  # [batch, 1, new, read]
-        if self.model.config._attn_implementation != "sdpa":  # adds the mask instead
+        if self.model.config._attn_implementation != "sdpa" or ids.device.type == "cpu":
+            # It is added, by torch's kernel for CPUs too, which would make this of it in each layer.
             mask = torch.zeros_like(mask, dtype=self.shape.dtype).masked_fill_(~mask, torch.finfo(self.shape.dtype).min)
         logits: Tensor = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True,
                                     past_key_values=self.cache, logits_to_keep=1).logits

@@ -81,6 +81,14 @@ def test_what_an_agent_writes_to_bfcl_is_never_evaluated(tmp_path: Path) -> None
     assert not mark.exists()
 
 
+@pytest.mark.slow
+def test_scienceworld_s_variation_that_its_gold_path_sets_on_fire_is_left_out() -> None:
+    pytest.importorskip("scienceworld", reason="the extra scienceworld is not installed")
+    env = make("ScienceWorld", tasks=["freeze"])
+    assert env.variations("freeze") == [number for number in range(14) if number != 11]
+    env.close()
+
+
 @pytest.mark.parametrize("level", ["BabyAI-GoToLocal-v0", "MiniGrid-DoorKey-5x5-v0"])
 def test_minigrid_s_splits_hold_different_worlds(level: str) -> None:
     pytest.importorskip("minigrid", reason="the extra minigrid is not installed")

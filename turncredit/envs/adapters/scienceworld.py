@@ -18,6 +18,9 @@ OOD_TASKS = ("chemistry-mix", "chemistry-mix-paint-secondary-color", "chemistry-
 _WORDS = ("open, close, activate, deactivate, connect … to …, disconnect, use … [on …], look around, look at, look in, "
           "read, move … to …, pick up, put down, pour … into …, dunk … into …, mix, go to, eat, flush, focus on, wait, "
           "wait1, inventory, task")
+# Variations that the package's own gold path does not solve. In this one the stove is broken; the path melts the
+# chocolate in the blast furnace, where it catches fire, and burning it never freezes.
+EXCLUDED = {"freeze": (11,)}
 # The package draws a gold path at random each time that it is asked for one; here it is drawn once a process.
 _gold_paths: dict[tuple[str, int, str], list[str]] = {}
 _CUP = re.compile(r"(?<=a wood cup \(containing )(?:red|yellow|blue)(?= paint\))")
@@ -39,8 +42,8 @@ class Progress:
 class ScienceWorld(TextEnv):
     """An experiment: a house to walk through, things to find, to heat, to grow, to measure. Rewards progress.
 
-    "train" and "test" are the package's variations of that name, "ood" those of other tasks. The scripted solution is
-    the simulator's gold path. `close` ends the Java process; so does the end of this one.
+    "train" and "test" are the package's variations of that name but for `EXCLUDED`, "ood" those of other tasks. The
+    scripted solution is the simulator's gold path. `close` ends the Java process; so does the end of this one.
 
     Args:
         tasks: names of the tasks to draw from; all but `ood_tasks` where None.
@@ -85,7 +88,7 @@ class ScienceWorld(TextEnv):
             simulator.load(name, 0, self._simplifications)
             self._loaded = None
             found = simulator.get_variations_test() if self.split == "test" else simulator.get_variations_train()
-            self._variations[name] = [int(number) for number in found]
+            self._variations[name] = [int(number) for number in found if int(number) not in EXCLUDED.get(name, ())]
         return self._variations[name]
 
     def variation(self, name: str, number: int) -> Task:
