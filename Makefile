@@ -62,10 +62,10 @@ build/ray/.installed: pyproject.toml constraints.txt
 ray: build/ray/.installed  ## a Ray cluster of several nodes on this machine, some of which are killed; minutes
 	OMP_NUM_THREADS=1 build/ray/bin/python -m pytest tests/cluster
 
-# verl pins an older transformers, and hydra an older antlr, so it lives in an environment of its own.
+# verl wants an older transformers, with older packages below it, so it lives in an environment of its own.
 build/verl/.installed: constraints.txt
 	$(PYTHON) -m venv build/verl
-	grep -vE '^(transformers|huggingface.hub|tokenizers|hf.xet|datasets|fsspec|antlr4.*)==' constraints.txt > build/verl/constraints.txt
+	grep -E '^(torch|numpy|pytest|gymnasium|math-verify)==' constraints.txt > build/verl/constraints.txt
 	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt torch
 	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt verl==0.9.1 transformers==5.10.4 \
 		tensordict==0.10.0 cachetools pytest pytest-timeout hypothesis gymnasium jsonschema math-verify plotly pydantic scipy
