@@ -179,8 +179,8 @@ def test_a_sharded_policy_samples_from_its_whole_copy(in_processes, policy_of, s
         request = Request(policy.chat.first_prompt("", "1"), 4, 7)
         texts = []
         for _ in range(2):
-            policy.scores(make_batch([e.segments for e in group.episodes])).logprobs.sum().backward()
             texts.append(engine.generate([request], Sampling(), [])[0].logprobs.tolist())
+            policy.scores(make_batch([e.segments for e in group.episodes])).logprobs.sum().backward()
             for parameter in policy.model.parameters():
                 parameter.data.mul_(1.5)
             policy.refresh()
