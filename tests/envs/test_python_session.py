@@ -106,7 +106,7 @@ def test_a_broken_sandbox_is_an_error_and_no_observation(env: Any, monkeypatch: 
 @pytest.mark.parametrize("arguments, sentence", [
     ({"home": "lokal"}, "sandbox 'lokal' is unknown; did you mean 'local'"),
     ({"sandbox": {"slot": 2}}, "setting 'slot' is unknown to sandbox 'local'; did you mean 'slots'"),
-    ({"cell_s": 0}, "limits.wall_s is 0: it must be above 0"),
+    ({"cell_s": 0}, "limits.wall_s is 0: it must be a number above 0"),
 ])
 def test_a_bad_sandbox_is_refused_at_the_start(make: Any, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
