@@ -44,9 +44,9 @@ docs: $(VENV)/.installed  ## the documentation as a site, in build/site
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-browser: $(VENV)/.installed  ## the report's page in a real Chromium, where one is installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-browser]'
-	$(BIN)/python -m pytest tests/report
+browser: $(VENV)/.installed  ## the report's page in a real Chromium, where one is installed; pictures and trackers too
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test-browser,png,tensorboard,wandb,trackio]'
+	$(BIN)/python -m pytest tests/report tests/heatmap tests/trainer/test_trackers.py
 
 trl: $(VENV)/.installed  ## SC-GRPO and our environments in TRL's own trainer, held against ours
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[trl]'

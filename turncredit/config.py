@@ -152,7 +152,7 @@ class ClusterConfig(Strict):
     address: str | None = Field(None, description="host:port of the head node, or auto; null: this machine alone")
     workers: int | None = Field(None, ge=1, description="processes that hold environments; null: as many as fit")
     worker_cpus: float = Field(1.0, gt=0, description="CPUs that each takes")
-    wait_s: float = Field(60.0, gt=0, description="the longest wait for a worker to begin")
+    wait_s: float = Field(120.0, gt=0, description="the longest wait for a worker to begin")
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's, such as {py_modules: [./my_envs]}")
 
     @model_validator(mode="before")

@@ -92,7 +92,8 @@ def test_hovering_a_token_shows_what_was_recorded_of_it(opened: Any, credit: pan
         assert int(shown["token id"]) == row["token_id"]
         for label, value in (("weight f", row["weight"]), ("KL, nats", row["kl"]), ("ratio", row["ratio"]),
                              ("advantage", row["advantage"]),
-                             ("student probability", np.exp(row["student_logprob"]))):
+                             ("student probability", np.exp(row["student_logprob"])),
+                             ("teacher probability", np.exp(row["teacher_logprob"]))):
             assert float(shown[label]) == pytest.approx(float(value), rel=1e-3), label
 
 

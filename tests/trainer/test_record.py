@@ -47,7 +47,9 @@ def test_the_table_says_what_weighed_a_token_and_which_episode_its_teacher_had_s
     fallback = table[table["route"] == "fallback"]
     assert len(conditioned) and conditioned["weight"].between(0, 1).all() and (conditioned["kl"] >= 0).all()
     assert conditioned["weight"].mean() == pytest.approx(update["weight_mean"], rel=1e-5)
-    assert len(fallback) and fallback[["weight", "kl", "reference"]].isna().all(axis=None)
+    assert len(fallback) and fallback[["weight", "kl", "teacher_logprob", "reference"]].isna().all(axis=None)
+    apart = (conditioned["teacher_logprob"] - conditioned["student_logprob"]).abs()
+    assert (conditioned["teacher_logprob"] <= 0).all() and apart.max() > 1e-3
     seen = {one.episode.id: one.reference for one in credit.episodes}
     assert (conditioned["reference"] == conditioned["episode"].map(seen)).all()
     assert all(a != b for a, b in zip(conditioned["reference"], conditioned["episode"]))

@@ -365,6 +365,7 @@ def test_the_judges_part_runs_under_another_python_too(home: str, monkeypatch: p
     ({"tests": []}, "tests is empty"), ({"tests": SQUARES}, r"tests\[0\] names no entry_point"),
     ({"tests": SQUARES, "entry_point": "f", "test_s": 0}, "test_s is 0"),
     ({"tests": SQUARES, "entry_point": "f", "total_s": -1}, "total_s is -1"),
+    ({"tests": SQUARES, "entry_point": "f", "memory_bytes": 2e8}, "it must be a whole number above 0"),
 ])
 def test_impossible_tests_are_refused_at_the_start(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):

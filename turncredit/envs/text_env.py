@@ -83,6 +83,7 @@ class TextEnv(gymnasium.Env[str, str]):
     turn_limit: int = 8
     package: str = ""  # the distribution that it adapts, for its card
     num_tasks: int | None = None  # the size of a finite task set; None where tasks are generated without end
+    begins_alike: bool = False  # tasks that differ may begin with one and the same observation; their ids differ
     split_is_label: bool = False  # all splits have the same tasks: the user chose the data, and says what they are
 
     def __init__(self, split: str = "train", level: int = 1, max_turns: int | None = None,

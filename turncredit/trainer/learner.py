@@ -294,6 +294,8 @@ class Learner:
         divergence = self.algorithm.divergence_of(scores)
         if weights is not None and divergence is not None:
             taken |= {"kl": divergence, "weight": weights}
+        if scores.teacher_logprob is not None:
+            taken["teacher_logprob"] = scores.teacher_logprob
         assert scores.entropy is not None, "it is among every algorithm's measures"
         statistics.add(entropy=scores.entropy, clipped=details["clipped"][mask], drift=(scores.logprobs - old).abs(),
                        **{name: taken[name] for name in ("ratio", "kl", "weight") if name in taken})

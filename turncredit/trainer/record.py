@@ -16,7 +16,7 @@ from turncredit.store import write_whole
 if TYPE_CHECKING:
     from turncredit.trainer.credited import CreditedEpisode
 
-VALUES = ("advantage", "kl", "weight", "ratio", "student_logprob")  # float columns; null where there is none
+VALUES = ("advantage", "kl", "weight", "ratio", "student_logprob", "teacher_logprob")  # floats, or null
 _CLASSES = (  # the first that fits
     ("whitespace", re.compile(r"\s*")),
     ("digits", re.compile(r"\s*[\d.,]*\d[\d.,]*\s*")),

@@ -57,6 +57,16 @@ class Sound(TextEnv):
         return str(self.task.hidden["answer"]) if self.looked else "look"
 
 
+class BeginsAlike(Sound):
+    """The number is not told by the first observation: only ids tell tasks apart. Nothing wrong."""
+
+    begins_alike = True
+
+    def make_task(self, rng: np.random.Generator) -> Task:
+        n = self.draw(rng)
+        return Task("Look.", {"answer": str(2 * n), "number": n}, self.split, 1, f"{self.split}-{n}")
+
+
 def broken(what: str, row: str) -> Any:
     def add(environment: type[TextEnv]) -> type[TextEnv]:
         BROKEN[what] = environment, row
@@ -401,6 +411,12 @@ class AnswerInInfo(Sound):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         observation, info = super().reset(seed=seed, options=options)
         return observation, info | {"answer": self.task.hidden["answer"]}
+
+
+@broken("it begins alike and its splits share tasks", "splits")
+class AlikeInEverySplit(BeginsAlike):
+    def draw(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(10_000, 10_020))
 
 
 @broken("splits that share tasks", "splits")

@@ -53,6 +53,13 @@ def test_a_sound_environment_passes_every_row() -> None:
     assert {row for row, f in findings.items() if f.verdict == "skip"} == {"tools", "task set", "levels"}
 
 
+def test_tasks_that_begin_alike_are_told_apart_by_ids_where_the_environment_says_so(monkeypatch: Any) -> None:
+    rows = ["other seed", "splits", "task ids"]
+    assert failed(examined(bed.BeginsAlike, rows=rows)) == []
+    monkeypatch.setattr(bed.BeginsAlike, "begins_alike", False)
+    assert sorted(failed(examined(bed.BeginsAlike, rows=rows))) == rows
+
+
 @pytest.mark.parametrize("what", bed.BROKEN)
 def test_a_broken_environment_is_caught_in_its_row(what: str) -> None:
     environment, row = bed.BROKEN[what]
@@ -94,14 +101,15 @@ PROBLEMS = [{"task_id": f"Add/{n}", "prompt": f'def add_{n}(a, b):\n    """Retur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Questions", "CodeProblems", "Code", "CodeRepl", "MathPython", "DataAnalysis",
-                                  "WebShop", "FrozenLake", "Taxi", "CliffWalking", "MiniGrid"])
+                                  "WebShop", "FrozenLake", "Taxi", "CliffWalking", "MiniGrid", "ReasoningGym",
+                                  "TextArena", "BFCL", "TextWorld", "ScienceWorld", "ALFWorld"])
 def test_environments_that_take_longer_pass_too(name: str, tmp_path: Path) -> None:
     rows = {"Questions": QUESTIONS, "CodeProblems": PROBLEMS}.get(name)
     if rows is not None:
         (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     try:
         findings = check(f"turncredit/{name}-v0", {} if rows is None else {"data": str(tmp_path / "rows.jsonl")},
-                         quick=True)
+                         quick=True, deadline_s=60.0)
     except MissingExtra as error:
         pytest.skip(str(error))
     assert [(f.row, f.detail) for f in findings if f.verdict == "fail"] == []

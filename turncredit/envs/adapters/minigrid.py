@@ -38,6 +38,7 @@ class MiniGrid(TextEnv):
     instructions = (f"You walk through a world of square cells. Write one action a turn: {', '.join(_NAMES)}. "
                     "Toggle opens doors and boxes in front of you.")
     verifier = GoalReached()
+    begins_alike = True
     package = "minigrid"
     turn_limit = 128  # or the level's own number of steps, where that is smaller
 

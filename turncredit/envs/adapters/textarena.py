@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import random
 import threading
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,7 @@ class TextArena(TextEnv):
 
     instructions = "Play the game. What stands in square brackets in your answer is your move."
     verifier = Won()
+    begins_alike = True
     turn_limit = 80
 
     def __init__(self, game: str = "Mastermind-v0", ood: str = "Mastermind-v0-hard", **kwargs: Any) -> None:
@@ -66,7 +68,10 @@ class TextArena(TextEnv):
         self.game = ood if self.split == "ood" else game
         self._generator = random.Random(0).getstate()
         with self._own_generators(self._generator):
+            variables = set(os.environ)
             self._package = imported("textarena", "textarena", "textarena")
+            for name in set(os.environ) - variables:  # its import brings scikit-learn, which sets OpenMP's
+                del os.environ[name]
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """A start of the game."""

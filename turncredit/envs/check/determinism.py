@@ -39,11 +39,11 @@ def other_seed(subject: Subject) -> str:
         subject.close(env)
         raise NotApplicable("it has one task")
     count = max(subject.seeds, 12)
-    prompts = {subject.reset(env, seed).prompt for seed in range(count)}
+    tasks = {subject.task_of(env, seed) for seed in range(count)}
     subject.close(env)
-    if len(prompts) == 1:
-        raise Broken(f"{count} seeds give one and the same first observation")
-    return f"{len(prompts)} tasks in {count} seeds"
+    if len(tasks) == 1:
+        raise Broken(f"{count} seeds give one and the same task, such as {min(tasks)[:60]!r}")
+    return f"{len(tasks)} tasks in {count} seeds"
 
 
 @row("reset again", "build all of an episode's state anew in reset() (in start(), for a TextEnv)")

@@ -80,7 +80,7 @@ def _stands_in(answer: str, text: str) -> bool:
 
 @row("splits", "a task's content must decide its split (see turncredit.envs.split_of): a split by seed leaks")
 def splits(subject: Subject) -> str:
-    """First observations that stand in two splits, but for capitals and spaces."""
+    """Tasks that stand in two splits: by their first observations but for capitals and spaces, or by their ids."""
     if "split" in subject.arguments:
         raise NotApplicable("the split is given")
     drawn: dict[str, set[str]] = {}
@@ -99,7 +99,7 @@ def splits(subject: Subject) -> str:
         label = subject.reset(env, 0).info.get("split", split)
         if label != split:
             raise Broken(f"made with split={split!r} it says that its task is of {label!r}")
-        drawn[split] = {_normal(subject.reset(env, seed).prompt) for seed in range(subject.seeds * 10)}
+        drawn[split] = {_normal(subject.task_of(env, seed)) for seed in range(subject.seeds * 10)}
         subject.close(env)
     if len(drawn) < 2:
         raise NotApplicable("it knows no splits")

@@ -99,6 +99,13 @@ class Subject:
         """A new copy."""
         return self.within_deadline("making it", lambda: make(self.id, **{**self.arguments, **more}))
 
+    def task_of(self, env: Any, seed: int) -> str:
+        """What tells the seed's task from others: its first observation, or its id where the environment says so."""
+        played = self.reset(env, seed)
+        if not getattr(env.unwrapped, "begins_alike", False):
+            return str(played.prompt)
+        return str(played.info.get("task_id", "")).removeprefix(f"{played.info.get('split', '')}-")
+
     def close(self, env: Any) -> None:
         """Close a copy; once closing has hung, nobody waits for it any more: a row of its own reports it."""
         if self.close_hangs:

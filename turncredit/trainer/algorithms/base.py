@@ -131,7 +131,7 @@ class Algorithm(BaseModel):
     @property
     def measures(self) -> Measures:
         """What is computed of student and teacher at each generated token."""
-        return Measures({"entropy", self.divergence}, {"entropy"} if self.entropy_bonus else ())
+        return Measures({"entropy", self.divergence, "teacher_logprob"}, {"entropy"} if self.entropy_bonus else ())
 
     @property
     def teacher(self) -> Teacher:

@@ -77,8 +77,9 @@ class CodeTests:
         if not self.tests:
             raise UserError("tests is empty: a candidate that nothing tests can't be judged")
         for name in ("test_s", "load_s", "total_s", "memory_bytes"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)!r}: it must be above 0")
+            value, kind = getattr(self, name), int if name == "memory_bytes" else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+                raise UserError(f"{name} is {value!r}: it must be a {'whole ' * (kind is int)}number above 0")
         for number, test in enumerate(self.tests):
             if isinstance(test, Call) and not (test.entry_point or self.entry_point):
                 raise UserError(f"tests[{number}] names no entry_point, and neither do the tests as a whole: "
