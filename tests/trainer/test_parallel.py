@@ -155,7 +155,7 @@ def assert_close(one, other, tolerance):
     {}, {"mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed"}, {"micro_batch_tokens": 1 << 20},
     {"sharding": "full", "micro_batch_tokens": 1 << 20},
     {"sharding": "full", "mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed", "gradient_checkpointing": True},
-    {"algorithm": ("sc-grpo", (("unit", "batch"),)), "epochs": 2},
+    pytest.param({"algorithm": ("sc-grpo", (("unit", "batch"),)), "epochs": 2}, marks=pytest.mark.slow),
     {"algorithm": ("sc-grpo", (("unit", "batch"), ("normalize", "token"))), "sharding": "full"},
     {"algorithm": ("sdpo", (("follow", 0.3),)), "sharding": "full"}],
     ids=["one update", "several", "fewer micro-batches than processes", "sharded", "sharded, several, checkpointed",
