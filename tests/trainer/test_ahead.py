@@ -170,3 +170,5 @@ def test_settings_that_do_not_go_together_are_refused(relay_config: Any) -> None
         relay_config(rollout={"staleness": 1})
     with pytest.raises(UserError, match=r"rollout.refills 2: set one of them to 0"):
         relay_config(rollout={"staleness": 1, "refills": 2}, **STALE)
+    with pytest.raises(UserError, match=r"trainer.sharding is 'full' with rollout.staleness 1"):
+        relay_config(rollout={"staleness": 1}, trainer=STALE["trainer"] | {"sharding": "full"})
