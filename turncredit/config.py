@@ -152,7 +152,7 @@ class ClusterConfig(Strict):
     address: str | None = Field(None, description="host:port of the head node, or auto; null: this machine alone")
     workers: int | None = Field(None, ge=1, description="processes that hold environments; null: as many as fit")
     worker_cpus: float = Field(1.0, gt=0, description="CPUs that each takes")
-    wait_s: float = Field(60.0, gt=0, description="the longest wait for a worker to begin")
+    wait_s: float = Field(120.0, gt=0, description="the longest wait for a worker to begin")
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's, such as {py_modules: [./my_envs]}")
 
     @model_validator(mode="before")
@@ -297,6 +297,10 @@ class Config(Strict):
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
+        if self.trainer.sharding == "full" and self.rollout.staleness:
+            raise ValueError(f"trainer.sharding is 'full' with rollout.staleness {self.rollout.staleness}: shares of "
+                             "weights are not sent to a second copy; set rollout.staleness to 0 or trainer.sharding "
+                             "to 'none'")
         if self.trainer.sharding == "full" and self.model.lora is not None:
             raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
                              "trainer.sharding to 'none'")

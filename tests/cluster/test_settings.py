@@ -44,3 +44,5 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_trainers_share_a_cluster_that_is_there() -> None:
     with pytest.raises(UserError, match=r"cluster.address is null with 2 processes: .* `ray start --head`"):
         environments_for(config(), World(0, 2))
+    with pytest.raises(UserError, match=r"cluster.workers is null with 2 processes: .* how many each of them starts"):
+        environments_for(config(name="ray", address="auto"), World(0, 2))

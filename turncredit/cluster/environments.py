@@ -39,6 +39,9 @@ def environments_for(config: Config, world: World | None = None) -> Environments
     if world is not None and world.size > 1 and config.cluster.address is None:
         raise UserError(f"cluster.address is null with {world.size} processes: each would start a cluster of its own; "
                         "run `ray start --head` and set it to 'auto'")
+    if world is not None and world.size > 1 and config.cluster.workers is None:
+        raise UserError(f"cluster.workers is null with {world.size} processes: the first would take every CPU; set it "
+                        "to how many each of them starts")
     there = RayEnvironments(config.cluster, config.rollout.step_timeout_s)
     try:
         warm = config.warmstart.envs if config.warmstart else []
@@ -253,8 +256,10 @@ class RayEnvironments:
         return float(self.ray.available_resources().get("CPU", 0))
 
     def _refuse_too_many(self) -> None:
-        free = self._cpus()
-        if self._count * self.settings.worker_cpus > free:
+        needed, until = self._count * self.settings.worker_cpus, time.monotonic() + CLOSE_S
+        while (free := self._cpus()) < needed and time.monotonic() < until:  # a run that has just ended still has some
+            time.sleep(0.5)
+        if needed > free:
             raise UserError(f"cluster.workers is {self._count} with cluster.worker_cpus {self.settings.worker_cpus:g}: "
                             f"the cluster has {free:g} CPUs free; set one of them lower, or add nodes")
 
