@@ -10,6 +10,7 @@ Example: turncredit train configs/quickstart.yaml name=mine trainer.steps=50
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -44,8 +45,21 @@ ConfigFile = Annotated[Path, typer.Argument(help="a YAML file, such as configs/q
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as trainer.lr=1e-5")]
 
 
+def program() -> None:
+    """The entry point: `main`, and after Ctrl-C an end that a thread in the midst of a computation cannot abort."""
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code != 130:
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
+
+
 def main() -> None:
-    """The entry point."""
+    """Run the command line that the process was started with."""
     try:
         app()
     except UserError as error:
@@ -259,4 +273,4 @@ for _part in (app, envs_app, sandbox_app):
         _command.callback = interruptible(_command.callback)
 
 if __name__ == "__main__":
-    main()
+    program()

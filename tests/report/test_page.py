@@ -120,6 +120,7 @@ def test_the_page_says_why_an_episode_got_its_reward(opened: Any, episodes: pand
 def test_one_click_leads_from_the_top_to_a_failed_episode_s_reason_and_tokens(
         opened: Any, episodes: pandas.DataFrame, credit: pandas.DataFrame) -> None:
     opened.evaluate("scrollTo(0, 0)")
+    assert opened.get_by_role("button", name="one that passed").count() == int(episodes["passed"].any())
     opened.get_by_role("button", name="one that failed").click()
     weighted = set(credit.dropna(subset="weight")["episode"])
     wanted = [id for id in episodes[episodes["passed"] == False]["id"].sort_values() if id in weighted]  # noqa: E712

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from turncredit.episode import Group
 from turncredit.errors import UserError
 from turncredit.progress import Display
 from turncredit.store import RunFolder, read_episodes, write_episodes
+from turncredit.trainer import loop
 from turncredit.trainer.ahead import CopiedEngine, SamplingAhead
 from turncredit.trainer.loop import train
-from turncredit.trainer.sampling import Sampled
+from turncredit.trainer.sampling import Sampled, StepSampler
 from turncredit.trainer.weights import agreement, untied_weights
 
 STEPS = 6
@@ -72,6 +74,28 @@ def test_a_run_that_was_killed_ends_bit_for_bit_the_same(finished: Any, torn: bo
     assert all(torch.equal(one[name], other[name]) for name in one)
     mine, theirs = ([e.token_ids.tolist() for e in r.read_episodes()] for r in (run, whole))
     assert mine == theirs
+
+
+def test_a_checkpoint_is_written_beside_the_groups_that_were_sampled_ahead_of_it(
+        relay_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = relay_config(rollout={"staleness": 2}, name="beside", **STALE)
+    run, there = RunFolder(config.folder), []
+    sample, save = StepSampler.sample, loop.save_checkpoint
+
+    def slowly(*arguments: Any) -> Sampled:
+        time.sleep(0.3)
+        return sample(*arguments)
+
+    def noted(folder: Any, done: int, *rest: Any) -> None:
+        ahead = range(done, min(done + 2, STEPS))
+        there.append(all(run.group_file(step, number).exists() for step in ahead for number in range(3)))
+        save(folder, done, *rest)
+
+    monkeypatch.setattr(StepSampler, "sample", slowly)
+    monkeypatch.setattr(loop, "save_checkpoint", noted)
+    with Display(None) as display:
+        train(config, display)
+    assert there == [True] * 3
 
 
 def test_groups_that_are_too_old_are_left_out_and_counted(finished: Any) -> None:
@@ -146,3 +170,5 @@ def test_settings_that_do_not_go_together_are_refused(relay_config: Any) -> None
         relay_config(rollout={"staleness": 1})
     with pytest.raises(UserError, match=r"rollout.refills 2: set one of them to 0"):
         relay_config(rollout={"staleness": 1, "refills": 2}, **STALE)
+    with pytest.raises(UserError, match=r"trainer.sharding is 'full' with rollout.staleness 1"):
+        relay_config(rollout={"staleness": 1}, trainer=STALE["trainer"] | {"sharding": "full"})

@@ -17,10 +17,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from turncredit.agents.base import Request, Sampling
 from turncredit.config import TeacherConfig, TrainerConfig
 from turncredit.errors import UserError
 from turncredit.store import RunFolder
 from turncredit.trainer.algorithms import make_algorithm
+from turncredit.trainer.batch import make_batch
+from turncredit.trainer.engines import Embedded
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
@@ -152,7 +155,7 @@ def assert_close(one, other, tolerance):
     {}, {"mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed"}, {"micro_batch_tokens": 1 << 20},
     {"sharding": "full", "micro_batch_tokens": 1 << 20},
     {"sharding": "full", "mini_batches": 2, "epochs": 2, "old_logprobs": "recomputed", "gradient_checkpointing": True},
-    {"algorithm": ("sc-grpo", (("unit", "batch"),)), "epochs": 2},
+    pytest.param({"algorithm": ("sc-grpo", (("unit", "batch"),)), "epochs": 2}, marks=pytest.mark.slow),
     {"algorithm": ("sc-grpo", (("unit", "batch"), ("normalize", "token"))), "sharding": "full"},
     {"algorithm": ("sdpo", (("follow", 0.3),)), "sharding": "full"}],
     ids=["one update", "several", "fewer micro-batches than processes", "sharded", "sharded, several, checkpointed",
@@ -164,6 +167,27 @@ def test_two_processes_end_with_the_losses_and_weights_of_one(in_processes, lear
         assert all(torch.allclose(weights[name], other[0][name], rtol=1e-5, atol=1e-7) for name in weights)
         assert_close(updates, other[1], 1e-5)
         assert_close(records, other[2], 1e-5)
+
+
+def test_a_sharded_policy_samples_from_its_whole_copy(in_processes, policy_of, sample_groups):
+    """Each process by itself: the copy is no part of what is gathered and let go, and has every update at once."""
+    [group], policy = sample_groups(policy_of(), 1), policy_of()
+
+    def work(world):
+        policy.shard(world)
+        engine = Embedded(policy, 8).engine
+        request = Request(policy.chat.first_prompt("", "1"), 4, 7)
+        texts = []
+        for _ in range(2):
+            texts.append(engine.generate([request], Sampling(), [])[0].logprobs.tolist())
+            policy.scores(make_batch([e.segments for e in group.episodes])).logprobs.sum().backward()
+            for parameter in policy.model.parameters():
+                parameter.data.mul_(1.5)
+            policy.refresh()
+        return texts
+
+    (before, after), (other, after_there) = in_processes(work)
+    assert before == other and after == after_there and before != after
 
 
 RELAY = {"id": "turncredit/Pantry-v0", "arguments": {"level": 1}}

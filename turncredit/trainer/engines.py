@@ -37,10 +37,10 @@ class Sampler(Protocol):
 
 
 class Embedded:
-    """The trainer's own model: every change of a weight is seen at once."""
+    """The trainer's own model, or the whole copy of a sharded one: every change of a weight is seen at once."""
 
     def __init__(self, policy: Policy, max_batch: int) -> None:
-        self.engine: Engine = TransformersEngine(policy.model, max_batch, policy.precision)
+        self.engine: Engine = TransformersEngine(policy.whole, max_batch, policy.precision)
 
     def updated(self, version: int) -> dict[str, float]:
         """Nothing has to be sent."""

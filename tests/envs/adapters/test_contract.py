@@ -45,7 +45,7 @@ CASES = [
     Case("TextArena", "textarena", "textarena", {"game": "Sudoku-v0-easy", "ood": "Sudoku-v0"}, episodes=4),
     Case("AgentDojo", "agentdojo", "agentdojo"),
     Case("TextWorld", "textworld", "textworld", episodes=3, slow=True, drawn=12),
-    Case("ALFWorld", "alfworld", "alfworld", episodes=4, slow=True, drawn=20),
+    Case("ALFWorld", "alfworld", "alfworld", episodes=4, slow=True, drawn=12),
     Case("Tau2", "tau2", "tau2", {"domain": "telecom", "ood_domain": "retail"}, episodes=3, slow=True,
          prompts_differ=False),
     Case("ScienceWorld", "scienceworld", "scienceworld",

@@ -23,7 +23,6 @@ from turncredit.errors import UserError, did_you_mean
 
 OOD_TYPES = ("pick_two_obj_and_place",)
 _FOLDERS = {"train": "train", "test": "valid_seen", "ood": "valid_unseen"}
-_LONGEST = 200  # characters of a command
 _translator = threading.Lock()
 _idle: list[Any] = []  # games whose environments were closed, each with a planner of its own
 
@@ -73,6 +72,7 @@ class ALFWorld(TextEnv):
         self._games = None if data is None else _games(data, self.split, self._types)
         self.num_tasks = None if self._games is None else len(self._games)
         self._played: Any = None
+        self._commands: frozenset[str] = frozenset()
         self._plan: list[str] = []
 
     def make_task(self, rng: np.random.Generator) -> Task:
@@ -106,13 +106,14 @@ class ALFWorld(TextEnv):
         return {"reached": self._won}
 
     def respond(self, action: str) -> Reply:
-        """Do the last line that is not empty; the package answers "Nothing happens." to what it does not know."""
+        """Do the last line that is not empty. What cannot be done now changes nothing, and the package says so."""
         lines = [line.strip() for line in action.splitlines() if line.strip()]
-        command = lines[-1].lower()[:_LONGEST] if lines else ""
+        command = lines[-1].lower() if lines else ""
+        if command not in self._commands:  # the package's own answer, without its work of a step
+            return Reply("Nothing happens.", valid=False)
         state, _, over = self._played.step(command)
-        self._won = bool(state["won"])
-        seen = str(state.feedback).strip()
-        return Reply(seen, done=bool(over), valid=seen != "Nothing happens.")
+        self._won, self._commands = bool(state["won"]), frozenset(state["admissible_commands"])
+        return Reply(str(state.feedback).strip(), done=bool(over))
 
     def expert_action(self) -> str:
         """The planner's next command, from the task's first state on."""
@@ -137,7 +138,8 @@ class ALFWorld(TextEnv):
                 game_infos=self._played._entity_infos, shuffle=False)
             for info in self._played._entity_infos.values():
                 info.name = names.demangle_alfred_name(info.id).strip()
-            shown = str(self._played.reset().feedback)
+            state = self._played.reset()
+        self._commands, shown = frozenset(state["admissible_commands"]), str(state.feedback)
         return Task(shown.partition("=-\n")[2].strip() or shown, {}, self.split, self.level, f"{self.split}-{name}")
 
 
