@@ -68,7 +68,7 @@ build/verl/.installed: constraints.txt
 	grep -E '^(torch|numpy|pytest|gymnasium|math-verify)==' constraints.txt > build/verl/constraints.txt
 	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt torch
 	build/verl/bin/pip install --quiet --disable-pip-version-check -c build/verl/constraints.txt verl==0.9.1 transformers==5.10.4 \
-		tensordict==0.10.0 cachetools pytest pytest-timeout hypothesis gymnasium jsonschema math-verify plotly pydantic scipy
+		tensordict==0.10.0 cachetools uvicorn fastapi pytest pytest-timeout hypothesis gymnasium jsonschema math-verify plotly pydantic scipy
 	touch $@
 
 verl: build/verl/.installed  ## SC-GRPO in verl's registries, its batch and its actor's loss, held against ours
