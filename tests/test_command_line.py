@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> tuple
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("path, command", leaves(get_command(app)), ids=lambda value: "-".join(value)
+@pytest.mark.parametrize("path, command", list(leaves(get_command(app))), ids=lambda value: "-".join(value)
                          if isinstance(value, tuple) else "")
 def test_each_command_says_what_it_does_with_an_example_that_parses(path: tuple[str, ...], command: Any) -> None:
     found = re.search(r"Example: turncredit (.+)", command.help)
@@ -77,7 +78,9 @@ def test_the_shell_completes_commands_environments_and_suites() -> None:
 def test_ctrl_c_ends_training_in_one_sentence_and_the_command_in_it_goes_on(tmp_path: Path) -> None:
     (tmp_path / "halted.yaml").write_text(yaml.safe_dump(CONFIG))
     command = [sys.executable, "-m", "turncredit.cli", "train", "halted.yaml", "seed=3"]
-    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                           preexec_fn=heard)
     metrics = tmp_path / "runs" / "halted" / "metrics.jsonl"
     waited = time.monotonic() + 200
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2) and time.monotonic() < waited:
