@@ -28,6 +28,7 @@ from turncredit.trainer.loop import train
 
 pytest.importorskip("ray", reason="ray is not installed: `make ray` runs these")
 
+import ray
 from ray.cluster_utils import Cluster
 
 from tests.cluster.lost import Where
@@ -39,8 +40,6 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without room for workers, and nodes of one CPU each; the last test kills them."""
-    import ray
-
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(NODES):
         made.add_node(num_cpus=1)
@@ -65,6 +64,10 @@ def settings(cluster: Cluster, **more: Any) -> ClusterConfig:
 
 @pytest.fixture
 def workers(cluster: Cluster) -> Iterator[RayEnvironments]:
+    until = time.monotonic() + 60  # for the CPUs of the last test's workers, which Ray takes back in its own time
+    while ray.is_initialized() and ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < until, ray.available_resources()
+        time.sleep(0.1)
     made = RayEnvironments(settings(cluster), step_timeout_s=30)
     yield made
     made.close()
