@@ -103,7 +103,7 @@ def test_the_same_seed_is_the_same_sample_whenever_it_was_asked_for(chat: ChatFo
             assert sample.token_ids == expected.token_ids
             np.testing.assert_allclose(sample.logprobs, expected.logprobs, atol=1e-4)
             context = [*context, *sample.token_ids, 40 + turn]
-    assert agent.idle_s >= 0
+    assert agent.busy_s > 0
     assert agent.engine._batch is not None  # type: ignore[attr-defined]  # it is a transformers engine
     assert len(agent.engine._batch.kept) == 0, "all episodes are over"  # type: ignore[attr-defined]
 

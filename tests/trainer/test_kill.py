@@ -137,7 +137,8 @@ def assert_nothing_is_half_written(run: RunFolder):
         assert [line["step"] for line in run.read_metrics()] == list(range(len(run.read_metrics())))
 
 
-SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "tokens_per_second", "environment_s", "seconds")
+SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "engine_idle", "tokens_per_second", "environment_s",
+           "seconds")
 
 
 def assert_same_run(one: RunFolder, other: RunFolder):
