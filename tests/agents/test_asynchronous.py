@@ -29,15 +29,17 @@ AGENTS = [EngineAgent, AsynchronousAgent]
 class Slow:
     """An engine whose calls can be held, and fail."""
 
-    policy_version, max_context = 3, 100
+    max_context = 100
 
     def __init__(self) -> None:
+        self.policy_version = 3
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.broken: Exception | None = None
-        self.forgotten = 0
+        self.forgotten = self.asked = 0
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[int]) -> list[Sample]:
+        self.asked += len(requests)
         self.goes_on.wait(20)
         if self.broken:
             raise self.broken
@@ -161,3 +163,36 @@ def test_a_cancelled_request_is_nobody_s_and_the_others_get_theirs(chat: ChatFor
 
     assert len(asyncio.run(run())) == 3
     assert len(asyncio.run(run())) == 3, "the agent is used again"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_new_weights_come_between_two_turns_and_each_turn_notes_whose_it_is(chat: ChatFormat, fails: bool) -> None:
+    engine = Slow()
+    agent = AsynchronousAgent(engine, chat)
+    before: list[int] = []
+
+    def load() -> None:
+        before.append(engine.asked)
+        if fails:
+            raise EngineError("no weights")
+        engine.policy_version = 4
+
+    async def run() -> list[list[Sample]]:
+        engine.goes_on.clear()
+        first = asyncio.ensure_future(episode(agent, 0, 2, nothing))
+        await asyncio.sleep(0.05)  # its first turn is under way
+        loaded = asyncio.ensure_future(agent.between_turns(load))
+        second = asyncio.ensure_future(episode(agent, 1, 1, nothing))
+        await asyncio.sleep(0.05)
+        assert not before, "a turn is under way"
+        engine.goes_on.set()
+        if fails:
+            with pytest.raises(EngineError, match="no weights"):
+                await loaded
+        await asyncio.gather(first, second)
+        await agent.between_turns(lambda: None)  # nothing is under way: at once
+        return [await first, await second]
+
+    versions = [[sample.policy_version for sample in said] for said in asyncio.run(run())]
+    assert before == [1], "behind the turn that was under way, and before the one that had come meanwhile"
+    assert versions == ([[3, 3], [3]] if fails else [[3, 4], [4]])

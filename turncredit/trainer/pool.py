@@ -28,6 +28,7 @@ from turncredit.rollout import Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, read_episodes, write_episodes
 from turncredit.trainer.ahead import Weights
+from turncredit.trainer.health import TrainingStopped
 from turncredit.trainer.sampling import Sampled
 from turncredit.trainer.tasks import TaskSampler
 
@@ -81,7 +82,8 @@ class GroupPool:
         """The first groups that end, how many of those were too old, and metrics of the weights' way.
 
         Raises:
-            EngineError: nothing moves any more; and what went wrong where groups are sampled.
+            TrainingStopped: nothing moves any more, or the engine takes no weights.
+            UserError: no environment can be made, or weights did not arrive whole.
         """
         trained: list[Group] = []
         stale: list[int] = []
@@ -157,8 +159,8 @@ class GroupPool:
                 ended = self._ended.get(timeout=LOOK_S)
             except queue.Empty:
                 if time.monotonic() - max(began, self._rollout.moved_at) > bound:
-                    raise EngineError(f"no turn was sampled and no environment answered in {bound:g} s: neither the "
-                                      "engine nor a new environment comes to an end") from None
+                    raise TrainingStopped(f"stopped: no turn was sampled and no environment answered in {bound:g} "
+                                          "s: neither the engine nor a new environment comes to an end") from None
                 continue
             if isinstance(ended, BaseException):
                 raise ended
@@ -169,7 +171,10 @@ class GroupPool:
         if self._on_the_way is None:
             return {}
         (weights, loaded), self._on_the_way = self._on_the_way, None
-        loaded.result()
+        try:
+            loaded.result()
+        except EngineError as error:
+            raise TrainingStopped(f"stopped: the engine took no new weights: {error}") from error
         return weights.compare()
 
 
