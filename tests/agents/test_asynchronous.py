@@ -29,17 +29,15 @@ AGENTS = [EngineAgent, AsynchronousAgent]
 class Slow:
     """An engine whose calls can be held, and fail."""
 
-    max_context = 100
+    policy_version, max_context = 3, 100
 
     def __init__(self) -> None:
-        self.policy_version = 3
         self.goes_on = threading.Event()
         self.goes_on.set()
         self.broken: Exception | None = None
-        self.forgotten = self.asked = 0
+        self.forgotten = 0
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, stop_ids: Sequence[int]) -> list[Sample]:
-        self.asked += len(requests)
         self.goes_on.wait(20)
         if self.broken:
             raise self.broken
@@ -165,34 +163,64 @@ def test_a_cancelled_request_is_nobody_s_and_the_others_get_theirs(chat: ChatFor
     assert len(asyncio.run(run())) == 3, "the agent is used again"
 
 
+class Steady:
+    """An engine that takes five steps for a turn, whoever comes meanwhile."""
+
+    max_context = 100
+
+    def __init__(self) -> None:
+        self.policy_version, self.left = 3, dict[int, int]()
+        self.added = 0
+
+    def stream(self, sampling: Sampling, stop_ids: Sequence[int]) -> Steady:
+        return self
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.left)
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        numbers = list(range(self.added, self.added + len(requests)))
+        self.added += len(requests)
+        self.left |= dict.fromkeys(numbers, 5)
+        return numbers
+
+    def step(self) -> list[tuple[int, Sample]]:
+        time.sleep(0.01)
+        self.left = {number: left - 1 for number, left in self.left.items()}
+        over = [number for number, left in self.left.items() if not left]
+        zero = np.zeros(1, np.float32)
+        return [(number, Sample([number], zero, zero, ended=True)) for number in over if self.left.pop(number) == 0]
+
+    def forget(self) -> None:
+        self.left.clear()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_new_weights_come_between_two_turns_and_each_turn_notes_whose_it_is(chat: ChatFormat, fails: bool) -> None:
-    engine = Slow()
+    engine: Any = Steady()
     agent = AsynchronousAgent(engine, chat)
-    before: list[int] = []
+    seen: list[tuple[int, int]] = []
 
     def load() -> None:
-        before.append(engine.asked)
+        seen.append((engine.unfinished, engine.added))
         if fails:
             raise EngineError("no weights")
         engine.policy_version = 4
 
     async def run() -> list[list[Sample]]:
-        engine.goes_on.clear()
         first = asyncio.ensure_future(episode(agent, 0, 2, nothing))
-        await asyncio.sleep(0.05)  # its first turn is under way
+        await asyncio.sleep(0.015)  # its first turn is under way
+        other = asyncio.ensure_future(episode(agent, 2, 1, nothing))
+        await asyncio.sleep(0.015)  # as is this one's, which ends later
         loaded = asyncio.ensure_future(agent.between_turns(load))
+        await asyncio.sleep(0)
         second = asyncio.ensure_future(episode(agent, 1, 1, nothing))
-        await asyncio.sleep(0.05)
-        assert not before, "a turn is under way"
-        engine.goes_on.set()
         if fails:
             with pytest.raises(EngineError, match="no weights"):
                 await loaded
-        await asyncio.gather(first, second)
-        await agent.between_turns(lambda: None)  # nothing is under way: at once
-        return [await first, await second]
+        return list(await asyncio.gather(first, other, second))
 
     versions = [[sample.policy_version for sample in said] for said in asyncio.run(run())]
-    assert before == [1], "behind the turn that was under way, and before the one that had come meanwhile"
-    assert versions == ([[3, 3], [3]] if fails else [[3, 4], [4]])
+    assert seen == [(0, 2)], "behind the turns that were under way, and before the one that had come meanwhile"
+    assert versions == ([[3, 3], [3], [3]] if fails else [[3, 4], [3], [4]])

@@ -87,15 +87,17 @@ class GroupPool:
         """
         trained: list[Group] = []
         stale: list[int] = []
+        gap: dict[str, float] = {}
         while len(trained) < self._settings.groups:
             group = self._next()
             if step - min(e.policy_version for e in group.episodes) > self._settings.staleness:
+                gap |= self._arrived()  # else what begins in its place could be as old
                 stale.append(group.episodes[0].group)
                 self._open -= 1
                 self._fill(step)
             else:
                 trained.append(group)
-        gap = self._arrived()
+        gap |= self._arrived()
         trained.sort(key=lambda group: group.episodes[0].group)
         for group in trained:
             for episode in group.episodes:
