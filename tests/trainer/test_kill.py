@@ -222,7 +222,7 @@ def test_another_configuration_is_refused_in_one_sentence_that_names_the_keys(
 
 @pytest.mark.timeout(300)
 def test_a_continuous_run_that_is_killed_loses_no_task_and_trains_on_none_twice(command_line, tmp_path):
-    steps = 9
+    steps = 6
     file = tmp_path / "continuous.yaml"
     file.write_text(yaml.safe_dump(CONFIG | {
         "rollout": CONFIG["rollout"] | {"schedule": "asynchronous", "staleness": 1},
@@ -234,9 +234,8 @@ def test_a_continuous_run_that_is_killed_loses_no_task_and_trains_on_none_twice(
             assert pyarrow.parquet.read_table(group).num_rows == 3
 
     run, log = RunFolder(tmp_path / "killed"), tmp_path / "log"
-    moments = [saving("group-"), when(lambda names: "step-000002" in names),
-               when(lambda names: any(name.startswith("step-000003-group") for name in names)),
-               when(lambda names: "step-000004" in names), saving("step-000006"), saving("step-000007-group")]
+    moments = [saving("group-"), when(lambda names: "step-000002" in names), saving("step-000003-group"),
+               saving("step-000004")]
     kills = 0
     for moment in [*moments, None]:
         resume = ["--resume"] if (run.path / "config.yaml").exists() else []
@@ -248,7 +247,7 @@ def test_a_continuous_run_that_is_killed_loses_no_task_and_trains_on_none_twice(
         assert ended == (0 if moment is None or ended != signal.SIGKILL else signal.SIGKILL), log.read_text()
         kills += ended == signal.SIGKILL
         read(run)
-    assert kills >= 4
+    assert kills >= 3
     metrics = run.read_metrics()
     assert [line["step"] for line in metrics] == list(range(steps))
     trained = [tuple(map(int, path.stem.split("-")[1::2])) for path in run.episodes.glob("step-*.parquet")]
