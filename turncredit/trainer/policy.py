@@ -155,11 +155,15 @@ class Policy:
         return nullcontext(), packed(self.model) if self.packs else nullcontext()
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The last hidden states from which the generated tokens are predicted, [generated, width]."""
+        """The last hidden states from which the generated tokens are predicted, [generated, width].
+
+        Under autocast a model leaves them in float32, and itself projects them in bf16: so they are handed on.
+        """
         adapter = adapter_off(self.model) if self._adapter_off else nullcontext()
         with self.precision(), self._checkpointing(), adapter:
             states = self._packed_states(batch) if self.packs else self._separate_states(batch)
-        return states[batch.scored]
+            scored, kind = states[batch.scored], self.device.type
+            return scored.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else scored
 
     def _packed_states(self, batch: Batch, packing: Packing | None = None) -> Tensor:
         """Of every token of the row, [tokens, width], in one pass."""
@@ -193,19 +197,19 @@ class Policy:
         """
         teacher_hidden = teacher_weight = teacher_bias = None
         if conditioned is not None:
-            teacher = teacher or self
             with torch.no_grad(), self.seconds.on("teacher"):
-                teacher_hidden = teacher.hidden(conditioned)
-                teacher_weight, teacher_bias = teacher.output(teacher_hidden.dtype)
+                teacher_hidden = (teacher or self).hidden(conditioned)
+            if teacher is not None:  # else it has the student's head, which is cast once for both
+                teacher_weight, teacher_bias = teacher.output()
         with self.seconds.on("student"):
             hidden = self.hidden(batch)  # after the teacher, so that its activations do not stand beside these
-            weight, bias = self.output(hidden.dtype)
+            weight, bias = self.output()
             return score_tokens(hidden, weight, batch.targets, teacher_hidden, bias, measures=measures,
                                 teacher_weight=teacher_weight, teacher_bias=teacher_bias)
 
-    def output(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The head's weight [vocabulary, width] in that precision, and its bias [vocabulary]."""
-        return self.head.weight.to(dtype), getattr(self.head, "bias", None)
+    def output(self) -> tuple[Tensor, Tensor | None]:
+        """The head's weight [vocabulary, width], and its bias [vocabulary]."""
+        return self.head.weight, getattr(self.head, "bias", None)
 
     def precision(self) -> AbstractContextManager[Any]:
         """bf16 autocast where the device has it and the configuration leaves it open."""
