@@ -121,6 +121,8 @@ class EngineConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: as the trainer computes")
     servers: list[str] = Field(default_factory=list, description="running vLLM servers' URLs; empty: one is started")
     python: str | None = Field(None, description="an interpreter that has vllm, to start a server with; null: this one")
+    start_timeout_s: float = Field(600.0, gt=0, description="the longest that a server may take to come up")
+    restarts: int = Field(3, ge=0, description="of a server that was started here and died, in a run")
     cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
     memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
     lora: Literal["merged", "adapter"] = Field(
