@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from turncredit.agents import AsynchronousAgent, Request, TransformersEngine
 from turncredit.agents.tiny import learn_tokenizer
 from turncredit.agents.vllm_engine import VllmEngine
-from turncredit.agents.vllm_server import LocalServer, VllmServers
+from turncredit.agents.vllm_process import LocalServer
+from turncredit.agents.vllm_server import VllmServers
 from turncredit.config import ModelConfig
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.weights import Agreement, agreement, export_untied

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -91,20 +94,79 @@ def test_vllm_samples_ahead_of_the_trainer_with_weights_of_bounded_age(name: str
     assert any(abs(line["sampler_ratio_max"] - 1) > 1e-3 for line in metrics[1:]), "the lag is seen, and weighed"
 
 
+def servers_of(folder: Path) -> list[int]:
+    """Processes that serve a run's policy."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = line.read_bytes().decode(errors="replace").split("\0")
+            if "vllm.entrypoints.openai.api_server" in words and str(folder / "engine") in words:
+                found.append(int(line.parent.name))
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_a_server_that_is_killed_is_replaced_with_the_present_weights_and_the_run_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    config = config_of(tmp_path, name="vllm-server", restarts=2)
+    killed: list[int] = []
+
+    class Killer(Display):
+        """Kills the server between two steps, then while it samples or takes weights."""
+
+        def training(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
+            def kill() -> None:
+                for pid in servers_of(config.folder):
+                    os.killpg(pid, signal.SIGKILL)
+                    killed.append(pid)
+
+            if step < 2:
+                threading.Timer(0.3 * step, kill).start()
+
+    with Killer(None) as display:
+        run = train(config, display)
+    assert len(set(killed)) == 2
+    metrics = run.read_metrics()
+    assert len(metrics) == 3
+    assert all(line["sampler_gap_max"] < 1e-4 for line in metrics), "those that came later have the weights"
+    assert all(abs(line["sampler_ratio_mean"] - 1) < 1e-4 for line in metrics)
+    assert not any(e.stop.infrastructure for e in run.read_episodes()), "no episode was lost"
+    assert servers_of(config.folder) == []
+
+
+@pytest.mark.timeout(900)
+def test_a_run_stops_with_the_reason_where_no_server_is_left(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    config = config_of(tmp_path, name="vllm-server", restarts=0)
+
+    class Killer(Display):
+        """Kills the server behind the first step."""
+
+        def training(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
+            for pid in servers_of(config.folder):
+                os.killpg(pid, signal.SIGKILL)
+
+    with pytest.raises(UserError, match=r"engine: it took no new weights \(no server is left: .*; see to it, and "), (
+            Killer(None)) as display:
+        train(config, display)
+
+
 def test_a_server_ends_with_what_started_it(tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
-    from turncredit.agents.vllm_server import LocalServer
+    from turncredit.agents.vllm_process import LocalServer
 
     with pytest.raises(UserError, match="the vLLM server ended while it started"):
         LocalServer(tmp_path / "none")
     child = os.fork()
     if child == 0:
-        server = None
         try:
-            import turncredit.agents.vllm_server as module
-
-            module.LocalServer._wait_until_up = lambda self: None  # type: ignore[method-assign]
-            server = LocalServer(tmp_path / "none")
+            server = LocalServer(tmp_path / "none", wait=False)
             (tmp_path / "pid").write_text(str(server.pid))
         finally:
             os._exit(0)  # without a word to the server

@@ -192,6 +192,19 @@ def test_bfloat16_is_precise_to_its_rounding(name):
         assert (one.double() - other).norm() <= BF16_ERROR * other.norm()
 
 
+def test_a_head_of_another_precision_is_cast_to_the_states_and_its_gradient_is_in_its_own():
+    hidden, weight, targets, teacher, _ = problem(tokens=64, vocabulary=300, width=32, dtype=torch.bfloat16,
+                                                  with_bias=False)
+    master = weight.detach().float().requires_grad_()
+    cast, mixed = (score_tokens(hidden, w, targets, teacher, chunk=10, measures=Measures(MEASURES, ["reverse_kl"]))
+                   for w in (weight, master))
+    assert all(torch.equal(one, other) for one, other in zip(vars_of(cast).values(), vars_of(mixed).values()))
+    (one, rounded), (other, whole) = (torch.autograd.grad((s.logprobs + s.reverse_kl).sum(), (hidden, w))
+                                      for s, w in ((cast, weight), (mixed, master)))
+    assert torch.equal(one, other)
+    assert torch.equal(whole.bfloat16(), rounded) and not torch.equal(whole, rounded.float())
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 63, 64, 65, 512])
 def test_any_chunk_size_gives_the_same(chunk):
     inputs = problem(tokens=64)

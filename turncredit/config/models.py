@@ -126,6 +126,8 @@ class EngineConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: as the trainer computes")
     servers: list[str] = Field(default_factory=list, description="running vLLM servers' URLs; empty: one is started")
     python: str | None = Field(None, description="an interpreter that has vllm, to start a server with; null: this one")
+    start_timeout_s: float = Field(600.0, gt=0, description="the longest that a server may take to come up")
+    restarts: int = Field(3, ge=0, description="of a server that was started here and died, in a run")
     cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
     memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
     lora: Literal["merged", "adapter"] = Field(
@@ -202,6 +204,7 @@ class TrainerConfig(Strict):
     sharding: Literal["none", "full"] = Field(
         "none", description="full: torchrun's processes share weights and optimiser state (FSDP2) instead of copies")
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
+    compile: bool = Field(False, description="torch.compile over the layers that read episodes: for long runs on GPUs")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
@@ -304,6 +307,12 @@ class Config(Strict):
             raise ValueError(f"trainer.sharding is 'full' with rollout.staleness {self.rollout.staleness}: shares of "
                              "weights are not sent to a second copy; set rollout.staleness to 0 or trainer.sharding "
                              "to 'none'")
+        if self.trainer.sharding == "full" and self.trainer.compile:
+            raise ValueError("trainer.sharding is 'full' with trainer.compile true: layers in shards are not compiled; "
+                             "set trainer.compile to false or trainer.sharding to 'none'")
+        if self.trainer.compile and self.trainer.gradient_checkpointing:
+            raise ValueError("trainer.compile is true with trainer.gradient_checkpointing true: layers that are "
+                             "computed again are not compiled; set one of them to false")
         if self.trainer.sharding == "full" and self.model.lora is not None:
             raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
                              "trainer.sharding to 'none'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -14,7 +15,10 @@ from turncredit.agents.adapter_files import AdapterFiles
 from turncredit.agents.asynchronous import AsynchronousAgent
 from turncredit.agents.base import Engine, Sampling
 from turncredit.agents.engine_agent import EngineAgent
+from turncredit.agents.fleet import Fleet
 from turncredit.agents.transformers_engine import TransformersEngine
+from turncredit.agents.vllm_process import LocalServer
+from turncredit.agents.vllm_server import VllmServers
 from turncredit.config import Config
 from turncredit.errors import UserError
 from turncredit.trainer.ahead import CopiedEngine
@@ -22,6 +26,8 @@ from turncredit.trainer.lora import adapter_settings
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.weights import ACCEPTED, Agreement, Loads, Probes, WeightLink, export_untied
+
+PATIENCE_S = 60.0  # beyond the time that a server takes to come up, where another one is waited for
 
 
 class Sampler(Protocol):
@@ -78,6 +84,8 @@ class Followed:
         if self._world.first:
             found = _gap(self._link.send(version))
         self._world.wait()
+        if self._world.size > 1 and isinstance(self.engine, VllmServers):
+            self.engine.follow(*self._world.gathered((self.engine.servers, self.engine.gone))[0])
         self.engine.policy_version = version
         return found
 
@@ -159,31 +167,25 @@ def _in_process(config: Config, policy: Policy, folder: Path, world: World,
 
 def _server(config: Config, policy: Policy, folder: Path, world: World,
             adapter: AdapterFiles | None) -> tuple[Loads, Callable[[], None]]:
-    from turncredit.agents.vllm_server import LocalServer, VllmServers
-
-    wanted, started = config.engine, None
+    wanted, fleet = config.engine, None
     urls = list(wanted.servers)
     if world.first:
         _export(config, policy, folder)
         if not urls:
-            started = LocalServer(folder, wanted.python, _context(config, policy), config.rollout.max_batch,
-                                  _dtype(config, policy), wanted.cache_gb, wanted.memory_share,
-                                  None if adapter is None else adapter.room)
-            urls = [started.url]
+            begin = partial(LocalServer, folder, wanted.python, _context(config, policy), config.rollout.max_batch,
+                            _dtype(config, policy), wanted.cache_gb, wanted.memory_share,
+                            None if adapter is None else adapter.room, start_s=wanted.start_timeout_s, wait=False)
+            fleet = Fleet(begin, 1, wanted.restarts, wanted.start_timeout_s + PATIENCE_S)
+            urls = fleet.urls
     urls = world.gathered(urls)[0]
     try:
-        engine = VllmServers(urls, policy.chat, folder, adapter, concurrency=config.rollout.max_batch,
+        engine = VllmServers(urls, policy.chat, folder, adapter, fleet, concurrency=config.rollout.max_batch,
                              timeout_s=config.rollout.engine_timeout_s)
     except BaseException:
-        if started is not None:
-            started.close()
+        if fleet is not None:
+            fleet.close()
         raise
-
-    def close() -> None:
-        if started is not None:
-            started.close()
-
-    return cast(Loads, engine), close
+    return cast(Loads, engine), (lambda: None) if fleet is None else fleet.close
 
 
 def _export(config: Config, policy: Policy, folder: Path) -> None:

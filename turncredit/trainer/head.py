@@ -83,7 +83,8 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden
 
     Args:
         hidden: [tokens, width], the student's at the positions before the targets.
-        weight: [vocabulary, width], the output head; `bias` [vocabulary] or None.
+        weight: [vocabulary, width], the output head; `bias` [vocabulary] or None. Where hidden states are of another
+            precision it is cast to theirs, once, and its gradient is in its own.
         targets: int64 [tokens].
         teacher_hidden: [tokens, teacher's width] or None; no gradient flows into it.
         chunk: positions projected at a time; `default_chunk` where None.
@@ -96,8 +97,6 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor, teacher_hidden
     """
     measures = measures or Measures()
     names = tuple(n for n in MEASURES if n in measures.wanted and (n == "entropy" or teacher_hidden is not None))
-    if teacher_hidden is not None and teacher_weight is None:
-        teacher_weight, teacher_bias = weight, bias
     if teacher_weight is not None and len(teacher_weight) != len(weight):
         raise ValueError(f"the teacher's vocabulary has {len(teacher_weight)} entries and the student's {len(weight)}")
     rows = chunk or default_chunk(len(weight), weight.device)
@@ -117,8 +116,12 @@ class _ChunkedHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
                 teacher_hidden: Tensor | None, teacher_weight: Tensor | None, teacher_bias: Tensor | None, chunk: int,
                 names: tuple[str, ...], measures: Measures) -> tuple[Tensor, ...]:
+        ctx.master, weight = weight.dtype, weight.to(hidden.dtype)
         student, teacher = _Projection(hidden, weight, bias, chunk), None
-        if teacher_hidden is not None and teacher_weight is not None and names != ("entropy",):
+        if teacher_hidden is not None and names != ("entropy",):
+            if teacher_weight is None:
+                teacher_weight, teacher_bias = weight, bias
+            teacher_weight = teacher_weight.to(teacher_hidden.dtype)
             teacher = _Projection(teacher_hidden, teacher_weight, teacher_bias, chunk, student)
         sloped = [name in measures.with_gradient for name in names]
         # A frozen head and one gradient: all that backward needs is a vector a token, and no second projection.
@@ -172,8 +175,8 @@ class _ChunkedHead(torch.autograd.Function):
                 d_bias += d_logits.sum(0)
             if d_weight is not None:
                 _add_product(d_weight, d_logits, hidden[part])
-        return (d_hidden, None if d_weight is None else d_weight.to(weight.dtype),
-                None if d_bias is None else d_bias.to(weight.dtype), *(None,) * 7)
+        return (d_hidden, None if d_weight is None else d_weight.to(ctx.master),
+                None if d_bias is None else d_bias.to(bias.dtype), *(None,) * 7)
 
 
 class _Projection:
