@@ -72,6 +72,9 @@ class LocalServer:
         if wait:
             self.wait_until_up()
 
+    def wait_for_room(self) -> None:
+        """It is where it runs already."""
+
     def wait_until_up(self) -> str:
         """Its URL, once it answers.
 
