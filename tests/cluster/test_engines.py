@@ -93,8 +93,8 @@ def test_too_few_gpus_are_refused_at_the_start(cluster: Cluster, tmp_path: Path)
 
 def test_a_node_that_does_not_see_the_folder_is_refused_by_name(cluster: Cluster, tmp_path: Path) -> None:
     """A node in a mount namespace of its own, where the folder is another one."""
-    node = [str(Path(sys.executable).parent / "ray"), "start", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=1",
-            "--block"]
+    node = [str(Path(sys.executable).parent / "ray"), "start", f"--address={cluster.address}", "--num-cpus=1",
+            "--num-gpus=1", "--block"]
     hidden = f"mount -t tmpfs none {tmp_path} && exec {' '.join(node)}"
     if subprocess.run(["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {tmp_path}"], check=False).returncode:
         pytest.skip("mount namespaces are not allowed here")
