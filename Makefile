@@ -35,7 +35,7 @@ build/vllm/.installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 vllm: build/vllm/.installed  ## install vLLM's CPU build (3.5 GB) and run its tests, in process and as a server
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/vllm/bin/python -m pytest tests/agents/test_vllm_engine.py tests/agents/test_vllm_endpoint.py tests/trainer/test_engines.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/vllm/bin/python -m pytest tests/agents/test_vllm_engine.py tests/agents/test_vllm_endpoint.py tests/agents/test_vllm_sleep.py tests/trainer/test_engines.py
 
 soak: $(VENV)/.installed  ## 20,000 executions, one in ten hostile: nothing may be left behind
 	$(BIN)/python benchmarks/sandbox_soak.py

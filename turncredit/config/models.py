@@ -125,6 +125,7 @@ class EngineConfig(Strict):
     restarts: int = Field(3, ge=0, description="of a server that was started here and died, in a run")
     cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
     memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
+    sleep: bool = Field(False, description="vLLM gives its GPU's memory up while the policy is trained on the same one")
     lora: Literal["merged", "adapter"] = Field(
         "merged", description="what vLLM gets with model.lora: whole weights, or the adapter beside the base's")
     accepted_difference: float | None = Field(
@@ -139,6 +140,9 @@ class EngineConfig(Strict):
     def _settings_fit(self) -> EngineConfig:
         if self.name != "vllm-server" and (self.servers or self.python):
             raise ValueError(f"engine.name is {self.name!r}: engine.servers and engine.python are for 'vllm-server'")
+        if self.name == "transformers" and self.sleep:
+            raise ValueError("engine.sleep is true with engine.name 'transformers', which has no memory of its own: "
+                             "set it to false")
         if self.name == "transformers" and self.lora == "adapter":
             raise ValueError("engine.lora is 'adapter' with engine.name 'transformers', which samples with the "
                              "trainer's own model: leave it out")
@@ -297,6 +301,9 @@ class Config(Strict):
                              "has no second copy of an adapter; set engine.name to 'vllm' or rollout.staleness to 0")
         if self.engine.lora == "adapter" and self.model.lora is None:
             raise ValueError("engine.lora is 'adapter' without model.lora: there is no adapter to send; leave it out")
+        if self.engine.sleep and self.rollout.staleness:
+            raise ValueError(f"engine.sleep is true with rollout.staleness {self.rollout.staleness}, which samples "
+                             "while the policy is trained: set engine.sleep to false or rollout.staleness to 0")
         if self.cluster.engines and (self.engine.name != "vllm-server" or self.engine.servers):
             raise ValueError(f"cluster.engines is {self.cluster.engines} with engine.name {self.engine.name!r} and "
                              f"{len(self.engine.servers)} engine.servers: set engine.name to 'vllm-server' and leave "

@@ -18,7 +18,7 @@ from turncredit.agents.engine_agent import EngineAgent
 from turncredit.agents.fleet import PATIENCE_S, Fleet
 from turncredit.agents.transformers_engine import TransformersEngine
 from turncredit.agents.vllm_process import LocalServer
-from turncredit.agents.vllm_server import VllmServers
+from turncredit.agents.vllm_server import VllmServers, refuse_sleepless
 from turncredit.cluster.engines import placed
 from turncredit.config import Config
 from turncredit.errors import UserError
@@ -160,7 +160,8 @@ def _in_process(config: Config, policy: Policy, folder: Path, world: World,
 
     _export(config, policy, folder)
     engine = VllmEngine(folder, _context(config, policy), config.rollout.max_batch, _dtype(config, policy),
-                        config.engine.cache_gb, config.engine.memory_share, adapter)
+                        config.engine.cache_gb, config.engine.memory_share, adapter,
+                        sleep_level=(1 if config.model.lora else 2) if config.engine.sleep else 0)
     return cast(Loads, engine), engine.close
 
 
@@ -176,8 +177,11 @@ def _server(config: Config, policy: Policy, folder: Path, world: World,
             urls = fleet.urls
     urls = world.gathered(urls)[0]
     try:
-        engine = VllmServers(urls, policy.chat, folder, adapter, fleet, concurrency=config.rollout.max_batch,
-                             timeout_s=config.rollout.engine_timeout_s)
+        if config.engine.sleep and fleet is None and world.first:
+            for url in urls:
+                refuse_sleepless(url)
+        engine = VllmServers(urls, policy.chat, folder, adapter, fleet, config.engine.sleep,
+                             concurrency=config.rollout.max_batch, timeout_s=config.rollout.engine_timeout_s)
     except BaseException:
         close()
         raise
@@ -195,7 +199,8 @@ def _started(config: Config, policy: Policy, folder: Path,
     settings: dict[str, Any] = {
         "python": wanted.python, "max_context": _context(config, policy), "max_batch": config.rollout.max_batch,
         "dtype": _dtype(config, policy), "cache_gb": wanted.cache_gb, "memory_share": wanted.memory_share,
-        "adapter_rank": None if adapter is None else adapter.room, "start_s": wanted.start_timeout_s}
+        "adapter_rank": None if adapter is None else adapter.room, "sleep": wanted.sleep,
+        "start_s": wanted.start_timeout_s}
     if config.cluster.engines:
         return placed(config.cluster, folder, settings, wanted.restarts)
     fleet = Fleet(partial(LocalServer, folder, wait=False, **settings), 1, wanted.restarts,
