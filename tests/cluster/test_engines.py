@@ -39,8 +39,9 @@ PANTRY = {"id": "turncredit/Pantry-v0", "arguments": {"level": 1}}
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without GPUs; tests add nodes with some."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 starves a server of a machine that does other things too
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     yield made
     ray.shutdown()
