@@ -103,7 +103,12 @@ class RolloutConfig(Strict):
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
     staleness: int = Field(
-        0, ge=0, le=16, description="policy versions: so many steps are sampled while earlier ones are trained on")
+        0, ge=0, le=16, description="policy versions that samples may lag behind: sampling goes on during training")
+
+    @property
+    def continuous(self) -> bool:
+        """Whether a step takes the groups that end first, of those that are under way while it is trained."""
+        return self.schedule == "asynchronous" and self.staleness > 0
 
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:
@@ -206,6 +211,7 @@ class TrainerConfig(Strict):
     sharding: Literal["none", "full"] = Field(
         "none", description="full: torchrun's processes share weights and optimiser state (FSDP2) instead of copies")
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
+    compile: bool = Field(False, description="torch.compile over the layers that read episodes: for long runs on GPUs")
     save_every: int = Field(50, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
@@ -315,6 +321,12 @@ class Config(Strict):
             raise ValueError(f"trainer.sharding is 'full' with rollout.staleness {self.rollout.staleness}: shares of "
                              "weights are not sent to a second copy; set rollout.staleness to 0 or trainer.sharding "
                              "to 'none'")
+        if self.trainer.sharding == "full" and self.trainer.compile:
+            raise ValueError("trainer.sharding is 'full' with trainer.compile true: layers in shards are not compiled; "
+                             "set trainer.compile to false or trainer.sharding to 'none'")
+        if self.trainer.compile and self.trainer.gradient_checkpointing:
+            raise ValueError("trainer.compile is true with trainer.gradient_checkpointing true: layers that are "
+                             "computed again are not compiled; set one of them to false")
         if self.trainer.sharding == "full" and self.model.lora is not None:
             raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
                              "trainer.sharding to 'none'")

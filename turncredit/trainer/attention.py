@@ -80,6 +80,7 @@ def packed(model: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # blocks differ from row to row: compiled, each would be new
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, packing: Packing,
             **options: Any) -> tuple[Tensor, None]:
     packing.calls += 1

@@ -61,6 +61,8 @@ class Learner:
         self.scorer = Scorer(policy, algorithm, trainer.micro_batch_tokens, start, external_teacher, averaged)
         if trainer.gradient_checkpointing:
             policy.checkpoint_layers()
+        if trainer.compile:
+            policy.compile_layers()
         trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=trainer.lr, betas=trainer.betas,
                                            weight_decay=trainer.weight_decay)

@@ -24,6 +24,7 @@ from turncredit.episode import Segment
 from turncredit.errors import UserError
 from turncredit.trainer.attention import Packing, can_be_packed, packed
 from turncredit.trainer.batch import Batch, make_batch
+from turncredit.trainer.compiled import CompiledLayers, layers_of
 from turncredit.trainer.head import Measures, TokenScores, score_tokens
 from turncredit.trainer.lora import adapter_off, base_of, has_adapter, load_adapter, merged_weights
 from turncredit.trainer.parallel import World
@@ -54,6 +55,7 @@ class Policy:
         self.seconds = Seconds(self.device)  # on "teacher" and "student"
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
+        self._compiled: CompiledLayers | None = None
         self._adapter_off = False
         refuse_unusual_head(model)
         self.packs = can_be_packed(self.model) and self._packed_is_exact()
@@ -135,9 +137,7 @@ class Policy:
         Raises:
             UserError: the model cannot.
         """
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        layers = layers_of(self.model)
         if not layers:
             raise UserError(f"trainer.gradient_checkpointing is true: {type(self.model).__name__} has no layers that "
                             "can be checkpointed; set it to false")
@@ -154,6 +154,27 @@ class Policy:
         """What a checkpointed layer runs in: as it stands the first time, and as it stood then the second time."""
         return nullcontext(), packed(self.model) if self.packs else nullcontext()
 
+    def compile_layers(self) -> None:
+        """From now on packed rows are read by layers that torch.compile has been over; sampling goes on as before.
+
+        Raises:
+            UserError: the model has no such layers, or they cannot be compiled here, or compute something else then.
+        """
+        name, layers = type(self.model).__name__, layers_of(self.model)
+        if not self.packs or not layers:
+            what = "cannot read packed rows" if layers else "has no layers that can be told apart"
+            raise UserError(f"trainer.compile is true: {name} {what}; set it to false")
+        self._compiled = CompiledLayers(layers)
+        try:
+            exact = self._packed_is_exact()
+        except Exception as error:  # whatever a compiler does
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"trainer.compile is true: {name} cannot be compiled here ({reason}); set it to false"
+                            ) from error
+        if not exact:
+            raise UserError(f"trainer.compile is true: {name} computes something else once it is compiled; set it to "
+                            "false")
+
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states from which the generated tokens are predicted, [generated, width].
 
@@ -169,7 +190,7 @@ class Policy:
         """Of every token of the row, [tokens, width], in one pass."""
         # A mask with four axes is taken as it is, and so none is made; attention goes by the packing alone.
         unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-        with packed(self.model):
+        with packed(self.model), nullcontext() if self._compiled is None else self._compiled.used():
             compute = self.model.last_hidden_states if self.sharded else partial(last_hidden_states, self.model)
             states: Tensor = compute(
                 input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=unused,
@@ -246,7 +267,8 @@ class Policy:
     def copied(self) -> Policy:
         """The same policy with weights of its own, to be scored only."""
         other = copy.copy(self)
-        other.model, other._whole, other._checkpointed = copy.deepcopy(self.whole).requires_grad_(False), None, []
+        other.model, other._whole = copy.deepcopy(self.whole).requires_grad_(False), None
+        other._checkpointed, other._compiled = [], None
         return other
 
     def without_adapter(self) -> Policy:
@@ -258,7 +280,7 @@ class Policy:
         if not has_adapter(self.model):
             raise ValueError("a policy without an adapter has no other self")
         base = copy.copy(self)
-        base._adapter_off, base._checkpointed = True, []
+        base._adapter_off, base._checkpointed, base._compiled = True, [], None
         return base
 
     def save(self, folder: Path) -> None:
@@ -300,6 +322,8 @@ class Policy:
             with self.precision():
                 together, separate = self._packed_states(batch, packing), self._separate_states(batch)
         except (TypeError, ValueError, RuntimeError):  # an argument or a mask that it does not take
+            if self._compiled is not None:
+                raise
             return False
         layers = self.model.config.get_text_config().num_hidden_layers
         exact = together.dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
