@@ -45,6 +45,7 @@ class Sample:
     logprobs: Floats  # [tokens], under the policy at temperature 1
     sampling_logprobs: Floats  # [tokens], under the distribution that was sampled from
     ended: bool  # a stop token was sampled; False where the token limit came first
+    policy_version: int | None = None  # the weights' that sampled it; None: those of the agent as it stands
 
 
 class Engine(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ class EngineCalls:
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
+        self.busy_s = 0.0  # that calls have taken
         self._busy = threading.Lock()
         self._hung = False
         self._forget: Engine | None = None
@@ -79,4 +81,8 @@ class EngineCalls:
             if self._forget is not None:
                 self._forget.forget()
                 self._forget = None
-            return call()
+            began = time.perf_counter()
+            try:
+                return call()
+            finally:
+                self.busy_s += time.perf_counter() - began

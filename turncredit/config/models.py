@@ -105,7 +105,12 @@ class RolloutConfig(Strict):
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
     staleness: int = Field(
-        0, ge=0, le=16, description="policy versions: so many steps are sampled while earlier ones are trained on")
+        0, ge=0, le=16, description="policy versions that samples may lag behind: sampling goes on during training")
+
+    @property
+    def continuous(self) -> bool:
+        """Whether a step takes the groups that end first, of those that are under way while it is trained."""
+        return self.schedule == "asynchronous" and self.staleness > 0
 
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:

@@ -63,7 +63,7 @@ def texts_of(settings: WarmstartConfig, tool_calls: str, seed: int, guide: str |
     sampler = TaskSampler(settings.envs, seed_of(seed, "texts"))
     for task in sampler.tasks(0, count):
         env = make(task.env_id, **task.arguments).unwrapped
-        if not isinstance(env, TextEnv) or type(env).expert_action is TextEnv.expert_action:
+        if not isinstance(env, TextEnv) or not env.solvable:
             raise UserError(f"warmstart.envs: {task.env_id} has no scripted solution to learn from: write its "
                             "expert_action, or leave it out")
         env.use_tool_format(tool_calls)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import turncredit
+from turncredit.envs import has_solution
+from turncredit.envs.check import check
 from turncredit.errors import UserError
 
 
@@ -79,6 +81,25 @@ def test_what_an_agent_writes_to_bfcl_is_never_evaluated(tmp_path: Path) -> None
     while not env._over:
         env.step("done")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("suite", ["workspace", "travel", "banking", "slack"])
+def test_agentdojo_s_tasks_that_an_answer_without_a_call_solves_are_left_out(suite: str) -> None:
+    pytest.importorskip("agentdojo", reason="the extra agentdojo is not installed")
+    from turncredit.envs.adapters.agentdojo import EXCLUDED, _suite, idle_solves, sound_tasks
+
+    found = {number for number in range(len(_suite(suite).user_tasks)) if idle_solves(suite, number)}
+    assert found == set(EXCLUDED.get(suite, ()))
+    assert len(sound_tasks(suite)) == {"workspace": 37, "travel": 20, "banking": 10, "slack": 21}[suite]
+
+
+def test_levels_and_games_that_nobody_scripted_have_no_solution() -> None:
+    pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
+    assert has_solution(make("MiniGrid"))
+    assert not has_solution(make("MiniGrid", env="MiniGrid-DoorKey-5x5-v0"))
+    rows = {f.row: f.verdict for f in check("turncredit/MiniGrid-v0", {"env": "MiniGrid-DoorKey-5x5-v0"},
+                                            rows=["solution", "replay", "leaves nothing"], seeds=2)}
+    assert rows == {"plays": "pass", "solution": "skip", "replay": "pass", "leaves nothing": "pass"}
 
 
 @pytest.mark.slow
