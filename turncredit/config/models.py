@@ -56,6 +56,8 @@ class ModelConfig(Strict):
     tiny: TinyModel | None = Field(None, description="make a small policy instead of loading one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["auto", "blocks"] = Field(
+        "auto", description="of packed rows; auto: in one kernel on GPUs (flex attention), in blocks elsewhere")
     chat_template: Path | None = Field(None, description="a Jinja file, in place of the tokenizer's template")
     template_options: dict[str, Any] = Field(default_factory=dict, description="such as {enable_thinking: false}")
     history: Literal["exact", "as-sampled"] = Field("exact", description="as-sampled accepts templates that rewrite it")
