@@ -179,7 +179,7 @@ def compare_schedules(repeats: int) -> dict[str, float]:
         agent = AsynchronousAgent(engine, chat)
         took = seconds(agent, mean_s)[0]
         if took < best["asynchronous"]:
-            best["asynchronous"], idle = took, agent.idle_s / took
+            best["asynchronous"], idle = took, 1 - agent.busy_s / took
     return {"environment_mean_s": mean_s, **best, "engine_idle_share": idle,
             "ratio": best["lockstep"] / best["asynchronous"]}
 

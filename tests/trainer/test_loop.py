@@ -76,8 +76,8 @@ def same_weights(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "evaluation_s", "tokens_per_second", "environment_s",
-           "seconds")
+SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "engine_idle", "evaluation_s", "tokens_per_second",
+           "environment_s", "seconds")
 
 
 def without_seconds(metrics):
