@@ -176,3 +176,24 @@ def test_a_server_ends_with_what_started_it(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < bound:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_sleep_is_refused_where_nothing_could_sleep(tmp_path: Path) -> None:
+    base = {"model": {"path": "."}, "envs": [PANTRY], "trainer": {"old_logprobs": "recomputed"}}
+    with pytest.raises(UserError, match=r"engine.sleep is true with engine.name 'transformers'"):
+        parse_config({**base, "engine": {"sleep": True}})
+    with pytest.raises(UserError, match=r"engine.sleep is true with rollout.staleness 1, which samples while"):
+        parse_config({**base, "engine": {"name": "vllm", "sleep": True}, "rollout": {"staleness": 1}})
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-server"])
+def test_sleep_is_refused_at_the_start_on_a_platform_without_it(name: str, tmp_path: Path) -> None:
+    vllm = pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    if vllm.platforms.current_platform.is_sleep_mode_available():
+        pytest.skip("this platform has it")
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    with pytest.raises(UserError, match=r"engine.sleep is true: vLLM has no sleep mode on this platform"), (
+            Display(None)) as display:
+        train(config_of(tmp_path, name=name, sleep=True), display)

@@ -132,6 +132,7 @@ class EngineConfig(Strict):
     restarts: int = Field(3, ge=0, description="of a server that was started here and died, in a run")
     cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
     memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
+    sleep: bool = Field(False, description="vLLM gives its GPU's memory up while the policy is trained on the same one")
     lora: Literal["merged", "adapter"] = Field(
         "merged", description="what vLLM gets with model.lora: whole weights, or the adapter beside the base's")
     accepted_difference: float | None = Field(
@@ -146,6 +147,9 @@ class EngineConfig(Strict):
     def _settings_fit(self) -> EngineConfig:
         if self.name != "vllm-server" and (self.servers or self.python):
             raise ValueError(f"engine.name is {self.name!r}: engine.servers and engine.python are for 'vllm-server'")
+        if self.name == "transformers" and self.sleep:
+            raise ValueError("engine.sleep is true with engine.name 'transformers', which has no memory of its own: "
+                             "set it to false")
         if self.name == "transformers" and self.lora == "adapter":
             raise ValueError("engine.lora is 'adapter' with engine.name 'transformers', which samples with the "
                              "trainer's own model: leave it out")
@@ -153,13 +157,16 @@ class EngineConfig(Strict):
 
 
 class ClusterConfig(Strict):
-    """Where environments run. `cluster: ray` is short for {name: ray}."""
+    """Where environments and engines run. `cluster: ray` is short for {name: ray}."""
 
     name: Literal["none", "ray"] = Field("none", description="none: in this process; ray: in a cluster's workers")
     address: str | None = Field(None, description="host:port of the head node, or auto; null: this machine alone")
-    workers: int | None = Field(None, ge=1, description="processes that hold environments; null: as many as fit")
+    workers: int | None = Field(
+        None, ge=0, description="processes that hold environments; null: as many as fit; 0: they stay in this process")
     worker_cpus: float = Field(1.0, gt=0, description="CPUs that each takes")
-    wait_s: float = Field(120.0, gt=0, description="the longest wait for a worker to begin")
+    engines: int = Field(0, ge=0, description="vLLM servers on nodes with GPUs; 0: none")
+    engine_gpus: int = Field(1, ge=0, description="GPUs of each, on one node; 0: on any node")
+    wait_s: float = Field(120.0, gt=0, description="the longest wait for a worker, or room for an engine")
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's, such as {py_modules: [./my_envs]}")
 
     @model_validator(mode="before")
@@ -304,6 +311,13 @@ class Config(Strict):
                              "has no second copy of an adapter; set engine.name to 'vllm' or rollout.staleness to 0")
         if self.engine.lora == "adapter" and self.model.lora is None:
             raise ValueError("engine.lora is 'adapter' without model.lora: there is no adapter to send; leave it out")
+        if self.engine.sleep and self.rollout.staleness:
+            raise ValueError(f"engine.sleep is true with rollout.staleness {self.rollout.staleness}, which samples "
+                             "while the policy is trained: set engine.sleep to false or rollout.staleness to 0")
+        if self.cluster.engines and (self.engine.name != "vllm-server" or self.engine.servers):
+            raise ValueError(f"cluster.engines is {self.cluster.engines} with engine.name {self.engine.name!r} and "
+                             f"{len(self.engine.servers)} engine.servers: set engine.name to 'vllm-server' and leave "
+                             "engine.servers out, or set cluster.engines to 0")
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
