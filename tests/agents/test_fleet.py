@@ -114,6 +114,16 @@ def test_a_server_that_refuses_new_weights_samples_no_more_and_is_replaced(made:
     assert versions(engine, 6) == [2] * 6
 
 
+def test_nobody_waits_while_another_server_is_being_given_weights(made: Made) -> None:
+    engine, _ = made(2, restarts=0)
+    engine.load(weights(1))
+    with engine._loading:  # as `join` holds it
+        began = time.monotonic()
+        assert versions(engine, 2) == [1, 1]
+        engine.rest()
+        assert time.monotonic() - began < 5
+
+
 def test_a_server_that_does_not_start_is_an_error_with_its_last_words(made: Made, tmp_path: Path) -> None:
     (tmp_path / "fault").write_text("does not start")
     with pytest.raises(UserError, match=r"the vLLM server ended while it started: .*there is no memory for it"):
