@@ -165,7 +165,8 @@ class VllmServers(OpenAIEngine):
         _post(f"{_root(url)}/reset_prefix_cache", None)
 
     def _lay_down(self, url: str) -> None:
-        _post(f"{_root(url)}/sleep?level={self._sleep_level}", None)
+        level = self._sleep_level if self._order is not None else 1  # there is no file yet to read weights from
+        _post(f"{_root(url)}/sleep?level={level}", None)
 
     def _written(self, weights: Iterable[tuple[str, Any]]) -> tuple[str, dict[str, Any]]:
         """Write the weights; the path and the body of what has a server read them."""
