@@ -134,6 +134,7 @@ def test_a_server_that_is_killed_is_replaced_with_the_present_weights_and_the_ru
     assert all(line["sampler_gap_max"] < 1e-4 for line in metrics), "those that came later have the weights"
     assert all(abs(line["sampler_ratio_mean"] - 1) < 1e-4 for line in metrics)
     assert not any(e.stop.infrastructure for e in run.read_episodes()), "no episode was lost"
+    assert metrics[-1]["servers_lost"] == 2
     assert servers_of(config.folder) == []
 
 

@@ -120,6 +120,11 @@ class VllmServers(OpenAIEngine):
         self._gone = set(gone)
 
     @property
+    def lost(self) -> int:
+        """Servers that were started for the run and died so far."""
+        return 0 if self._fleet is None else self._fleet.lost
+
+    @property
     def gone(self) -> set[int]:
         """Places without a server that could be asked."""
         return set(self._gone)

@@ -82,6 +82,8 @@ class Followed:
         found = {}
         if self._world.first:
             found = _gap(self._link.send(version))
+            if isinstance(self.engine, VllmServers):
+                found["servers_lost"] = self.engine.lost
         self._world.wait()
         if self._world.size > 1 and isinstance(self.engine, VllmServers):
             self.engine.follow(*self._world.gathered((self.engine.servers, self.engine.gone))[0])
