@@ -93,6 +93,20 @@ def test_agentdojo_s_tasks_that_an_answer_without_a_call_solves_are_left_out(sui
     assert len(sound_tasks(suite)) == {"workspace": 37, "travel": 20, "banking": 10, "slack": 21}[suite]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", ["airline", "retail", "telecom"])
+def test_tau2_s_tasks_that_are_solved_by_doing_nothing_are_left_out(domain: str) -> None:
+    pytest.importorskip("tau2", reason="the extra tau2 is not installed")
+    from turncredit.envs.adapters.tau2 import IDLE, idle_solves
+
+    every = [make("Tau2", domain=domain, split=split, every=True) for split in ("train", "test")]
+    found = {str(env.task.hidden["task"].id) for env in every for index in range(env.num_tasks)
+             if idle_solves(env, index)}
+    assert found == set(IDLE.get(domain, ()))
+    left = sum(make("Tau2", domain=domain, split=split).num_tasks for split in ("train", "test"))
+    assert left == sum(env.num_tasks for env in every) - len(found)
+
+
 def test_levels_and_games_that_nobody_scripted_have_no_solution() -> None:
     pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
     assert has_solution(make("MiniGrid"))
