@@ -92,12 +92,16 @@ class VllmServers(OpenAIEngine):
 
     def rest(self) -> None:
         """Have the servers give their memory up, where they are to; the next request wakes them."""
+        if not self._sleep_level:  # and nobody waits for a server that is being given weights
+            return
         with self._loading:
-            if self._sleep_level and not self._asleep:
+            if not self._asleep:
                 self._fail(self._each(self._lay_down, [i for i in range(len(self.servers)) if i not in self._gone]))
                 self._asleep = True
 
     def _wake(self) -> None:
+        if not self._sleep_level:
+            return
         with self._loading:
             if self._asleep:
                 self._fail(self._each(self._give, [i for i in range(len(self.servers)) if i not in self._gone]))
@@ -161,7 +165,8 @@ class VllmServers(OpenAIEngine):
         _post(f"{_root(url)}/reset_prefix_cache", None)
 
     def _lay_down(self, url: str) -> None:
-        _post(f"{_root(url)}/sleep?level={self._sleep_level}", None)
+        level = self._sleep_level if self._order is not None else 1  # there is no file yet to read weights from
+        _post(f"{_root(url)}/sleep?level={level}", None)
 
     def _written(self, weights: Iterable[tuple[str, Any]]) -> tuple[str, dict[str, Any]]:
         """Write the weights; the path and the body of what has a server read them."""

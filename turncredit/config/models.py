@@ -215,7 +215,9 @@ class TrainerConfig(Strict):
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
     compile: bool = Field(False, description="torch.compile over the layers that read episodes: for long runs on GPUs")
     save_every: int = Field(50, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest ones, which stay")
+    keep_best_checkpoints: int = Field(
+        0, ge=0, description="and those with the best evaluations; there is then a checkpoint behind each evaluation")
     credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
     refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
     silent_steps: int = Field(50, ge=1, description="updates in a row without any signal before the run stops")
@@ -319,6 +321,11 @@ class Config(Strict):
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
+        if self.trainer.keep_best_checkpoints and (self.evaluation.every is None or all(
+                env.split == "ood" for env in self.evaluation.envs)):
+            raise ValueError(f"trainer.keep_best_checkpoints is {self.trainer.keep_best_checkpoints} without "
+                             "evaluations in distribution: set evaluation.every, and name a split in evaluation.envs "
+                             "that is not 'ood'")
         if self.trainer.sharding == "full" and self.rollout.staleness:
             raise ValueError(f"trainer.sharding is 'full' with rollout.staleness {self.rollout.staleness}: shares of "
                              "weights are not sent to a second copy; set rollout.staleness to 0 or trainer.sharding "
