@@ -159,6 +159,13 @@ def test_nobody_waits_while_another_server_is_being_given_weights(made: Made) ->
         assert time.monotonic() - began < 5
 
 
+def test_servers_that_take_no_weights_at_first_are_an_error_that_names_the_folder(made: Made, tmp_path: Path) -> None:
+    engine, servers = made(1, restarts=0)
+    (tmp_path / "fault").write_text(f"refuses {pid_of(servers, 0)}")
+    with pytest.raises(EngineError, match=rf"collective_rpc: 500 .*no memory.*see the files of {tmp_path}/model"):
+        engine.load(weights(1))
+
+
 def test_a_server_that_does_not_start_is_an_error_with_its_last_words(made: Made, tmp_path: Path) -> None:
     (tmp_path / "fault").write_text("does not start")
     with pytest.raises(UserError, match=r"the vLLM server ended while it started: .*there is no memory for it"):

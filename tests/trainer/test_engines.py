@@ -59,6 +59,27 @@ def test_a_run_samples_with_vllm_and_its_weights_follow_the_trainer_s(name: str,
         assert abs(line["sampler_ratio_mean"] - 1) < 1e-4, "what was sampled is what is scored"
 
 
+def test_a_server_that_computes_in_bfloat16_gets_weights_of_half_the_size(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    from safetensors import safe_open
+
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    config = config_of(tmp_path, name="vllm-server", dtype="bfloat16")
+    kinds: list[set[str]] = []
+
+    class Looks(Display):
+        def training(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
+            with safe_open(config.folder / "engine" / "model.safetensors", "pt") as file:
+                kinds.append({file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
+
+    with Looks(None) as display:
+        metrics = train(config, display).read_metrics()
+    assert kinds == [{"BF16"}] * 3
+    assert all(0 < line["sampler_gap_mean"] < 0.05 for line in metrics), "as far as rounding goes"
+
+
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
 def test_an_adapter_is_swapped_beside_the_base_after_each_update(name: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vllm is not installed: make vllm")

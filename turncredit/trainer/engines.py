@@ -183,6 +183,7 @@ def _server(config: Config, policy: Policy, folder: Path, world: World,
             for url in urls:
                 refuse_sleepless(url)
         engine = VllmServers(urls, policy.chat, folder, adapter, fleet, config.engine.sleep,
+                             _dtype(config, policy) if fleet is not None else "float32",  # others' is not known
                              concurrency=config.rollout.max_batch, timeout_s=config.rollout.engine_timeout_s)
     except BaseException:
         close()
