@@ -88,7 +88,7 @@ def _given(name: str, folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, 
                                 for n in range(2, 60)))
         yield {"data": str(data)}, {}
     elif name == "Verifiers":
-        yield {"taskset": "verifiers_sums", "ood_config": {"low": 500}}, {"PYTHONPATH": _path(TESTS)}
+        yield {"taskset": "verifiers_vault", "ood_config": {"low": 500}}, {"PYTHONPATH": _path(TESTS)}
     elif name == "AppWorld":
         subprocess.run([sys.executable, str(TESTS / "appworld_data.py"), str(folder / "appworld")], check=True)
         yield ({"python": sys.executable, "root": str(folder / "appworld")},

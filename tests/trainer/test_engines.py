@@ -59,6 +59,27 @@ def test_a_run_samples_with_vllm_and_its_weights_follow_the_trainer_s(name: str,
         assert abs(line["sampler_ratio_mean"] - 1) < 1e-4, "what was sampled is what is scored"
 
 
+def test_a_server_that_computes_in_bfloat16_gets_weights_of_half_the_size(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    from safetensors import safe_open
+
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    config = config_of(tmp_path, name="vllm-server", dtype="bfloat16")
+    kinds: list[set[str]] = []
+
+    class Looks(Display):
+        def training(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
+            with safe_open(config.folder / "engine" / "model.safetensors", "pt") as file:
+                kinds.append({file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
+
+    with Looks(None) as display:
+        metrics = train(config, display).read_metrics()
+    assert kinds == [{"BF16"}] * 3
+    assert all(0 < line["sampler_gap_mean"] < 0.05 for line in metrics), "as far as rounding goes"
+
+
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
 def test_an_adapter_is_swapped_beside_the_base_after_each_update(name: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
@@ -142,6 +163,7 @@ def test_a_server_that_is_killed_is_replaced_with_the_present_weights_and_the_ru
     assert all(line["sampler_gap_max"] < 1e-4 for line in metrics), "those that came later have the weights"
     assert all(abs(line["sampler_ratio_mean"] - 1) < 1e-4 for line in metrics)
     assert not any(e.stop.infrastructure for e in run.read_episodes()), "no episode was lost"
+    assert metrics[-1]["servers_lost"] == 2
     assert servers_of(config.folder) == []
 
 
@@ -184,3 +206,24 @@ def test_a_server_ends_with_what_started_it(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < bound:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_sleep_is_refused_where_nothing_could_sleep(tmp_path: Path) -> None:
+    base = {"model": {"path": "."}, "envs": [PANTRY], "trainer": {"old_logprobs": "recomputed"}}
+    with pytest.raises(UserError, match=r"engine.sleep is true with engine.name 'transformers'"):
+        parse_config({**base, "engine": {"sleep": True}})
+    with pytest.raises(UserError, match=r"engine.sleep is true with rollout.staleness 1, which samples while"):
+        parse_config({**base, "engine": {"name": "vllm", "sleep": True}, "rollout": {"staleness": 1}})
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-server"])
+def test_sleep_is_refused_at_the_start_on_a_platform_without_it(name: str, tmp_path: Path) -> None:
+    vllm = pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    if vllm.platforms.current_platform.is_sleep_mode_available():
+        pytest.skip("this platform has it")
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    with pytest.raises(UserError, match=r"engine.sleep is true: vLLM has no sleep mode on this platform"), (
+            Display(None)) as display:
+        train(config_of(tmp_path, name=name, sleep=True), display)

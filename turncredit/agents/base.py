@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from turncredit.episode import Floats
 from turncredit.errors import EngineError, UserError
@@ -60,6 +60,14 @@ class Engine(Protocol):
 
     def forget(self) -> None:
         """Drop what is kept of episodes: none is running any more."""
+
+
+@runtime_checkable
+class Rests(Protocol):
+    """An engine that can give its memory up for a while."""
+
+    def rest(self) -> None:
+        """Nobody samples until somebody does: a policy is trained on the same GPU, say."""
 
 
 class Stream(Protocol):

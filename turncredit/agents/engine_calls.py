@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from turncredit.agents.base import Engine, Sample
+from turncredit.agents.base import Engine, Rests, Sample
 from turncredit.daemon import in_daemon_thread
 from turncredit.errors import EngineError
 
@@ -67,10 +67,12 @@ class EngineCalls:
         return await self.run(call)
 
     def forget(self, engine: Engine) -> None:
-        """Let the engine forget what it keeps: now, or before its next call where one is under way."""
+        """Let the engine forget what it keeps, and rest: now, or before its next call where one is under way."""
         if self._busy.acquire(blocking=False):
             try:
                 engine.forget()
+                if isinstance(engine, Rests):
+                    engine.rest()
             finally:
                 self._busy.release()
         else:

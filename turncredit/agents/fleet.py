@@ -16,10 +16,22 @@ log = logging.getLogger(__name__)
 WATCH_S = 2.0  # between looks at a server
 SILENT_S = 120.0  # without an answer, after which a server that is there counts as hung
 CLOSE_S = 30.0
+PATIENCE_S = 60.0  # beyond the time that a server takes to come up, where another one is waited for
+
+
+class NoRoom(UserError):
+    """A server could not be begun for now: nothing is wrong with it, and there is no place for it."""
 
 
 class Started(Protocol):
     """A server that was begun."""
+
+    def wait_for_room(self) -> None:
+        """Until it is where it will run.
+
+        Raises:
+            NoRoom: there is none yet.
+        """
 
     def wait_until_up(self) -> str:
         """Its URL, once it can sample.
@@ -56,6 +68,7 @@ class _Place:
     server: Started | None = None
     why: str = ""  # there is none
     over: bool = False  # and none will come
+    no_room: bool = False  # for the one that is to come
     been_up: bool = False
     refused: threading.Event = field(default_factory=threading.Event)
 
@@ -66,7 +79,7 @@ class Fleet:
     Args:
         begin: starts a server, without waiting for it.
         count: of servers.
-        restarts: of each place, in a run.
+        restarts: of each place, in a run; where there is no room for another one it is tried again and again.
         patience_s: the longest that anybody waits for another server.
     Raises:
         UserError: one does not come up at the start.
@@ -116,7 +129,10 @@ class Fleet:
         self._places[place].refused.set()
 
     def wait_for_another(self, joined: int) -> bool:
-        """Whether more servers came up than `joined`; waits where none can sample and some are on their way."""
+        """Whether more servers came up than `joined`; waits where none can sample and some are on their way.
+
+        One that there is no room for is not.
+        """
         until = time.monotonic() + self._patience_s
         if self.joined <= joined and any(self._can_sample(place) for place in self._places):
             return False
@@ -132,15 +148,15 @@ class Fleet:
         return place.url is not None and place.server is not None and place.server.health() is True
 
     def _none_comes(self) -> bool:
-        return self._closed.is_set() or all(place.over for place in self._places)
+        return self._closed.is_set() or all(place.over or place.no_room for place in self._places)
 
     def close(self) -> None:
         """End all of them."""
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
-            servers = [place.server for place in self._places if place.server is not None]
-        for server in servers:
+            starting = [place.server for place in self._places if place.url is None and place.server is not None]
+        for server in starting:  # the others' threads see to them
             server.close()
         until = time.monotonic() + CLOSE_S
         for thread in self._threads:
@@ -148,12 +164,13 @@ class Fleet:
 
     def _keep(self, place: _Place) -> None:
         """In a thread of its own, which lives as long as its servers: the kernel ends them with it."""
-        for left in range(self._restarts, -1, -1):
+        left = self._restarts
+        while True:
             why = self._one_life(place)
-            if self._closed.is_set() or not place.been_up:
+            if self._closed.is_set() or not place.been_up or (left == 0 and not place.no_room):
                 break
-            log.warning("engine: server %d is gone (%s); %s", place.number, why,
-                        "another one is being started" if left else "engine.restarts is used up")
+            left -= not place.no_room
+            log.warning("engine: server %d is gone (%s); another one is being started", place.number, why)
         with self._changed:
             place.over = True
             self._changed.notify_all()
@@ -161,33 +178,42 @@ class Fleet:
     def _one_life(self, place: _Place) -> str:
         """Start a server, tell the engine, and watch it until it is gone; returns why."""
         server: Started | None = None
+        no_room = False
         try:
             server = place.server = self._begin()
             if self._closed.is_set():  # whoever closes may not have seen it
                 server.close()
-            url = server.wait_until_up()
-            engine = self._engine
-            if engine is not None:
-                engine.join(place.number, url)
-            with self._changed:
-                place.url, place.why, place.been_up = url, "", True
-                self.joined += 1
-                missed = self._engine if engine is None else None
-                self._changed.notify_all()
-            if missed is not None:
-                missed.join(place.number, url)
+            server.wait_for_room()
+            place.no_room = False
+            self._up(place, server.wait_until_up())
             why = self._watch(place, server)
         except (UserError, EngineError) as error:
-            why = str(error)
+            why, no_room = str(error), isinstance(error, NoRoom)
         except Exception as error:  # whatever starts servers may have errors of its own
             why = f"{type(error).__name__}: {error}"
+        was_up = place.url is not None
         with self._changed:
-            place.url, place.why = None, why
-        if self._engine is not None and not self._closed.is_set():
+            place.url, place.why, place.no_room = None, why, no_room
+            self._changed.notify_all()
+        if was_up and self._engine is not None and not self._closed.is_set():
             self._engine.lose(place.number, why)
         if server is not None:
             server.close()
         return why
+
+    def _up(self, place: _Place, url: str) -> None:
+        """A server answers: whoever sends requests is told, and it gets the present weights."""
+        engine = self._engine
+        if engine is not None:
+            engine.join(place.number, url)
+        with self._changed:
+            place.url, place.why, place.been_up, place.no_room = url, "", True, False
+            self.joined += 1
+            missed = self._engine if engine is None else None
+            self._changed.notify_all()
+        log.info("engine: server %d serves at %s", place.number, url)
+        if missed is not None:
+            missed.join(place.number, url)
 
     def _watch(self, place: _Place, server: Started) -> str:
         heard = time.monotonic()

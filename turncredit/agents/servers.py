@@ -129,6 +129,9 @@ class Servers(ABC):
         order = [(first + i) % count for i in range(count) if (first + i) % count not in self._gone]
         return sorted(order, key=lambda i: self._failing[i])  # those that failed last time come last
 
+    def _wake(self) -> None:  # noqa: B027  # those that never sleep have nothing to do
+        """Somebody samples again."""
+
     def _put(self, place: int, url: str) -> None:
         """Another server in a place."""
         self.servers[place], self._clients[place] = url, self._client(base_url=url)
@@ -194,6 +197,7 @@ class _Requests:
         return len(self._under_way)
 
     def add(self, requests: Sequence[Request]) -> list[int]:
+        self._engine._wake()
         numbers = list(range(self._added, self._added + len(requests)))
         self._added += len(requests)
         for number, request in zip(numbers, requests):

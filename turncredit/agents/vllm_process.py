@@ -22,6 +22,7 @@ from turncredit.errors import UserError
 START_S = 600.0  # the longest that a server may take to load a model
 HEALTH_S = 5.0
 LOG_TAIL = 600  # characters of a dead server's log that are shown
+NO_SLEEP = "Sleep mode is not supported"  # what vLLM says of a platform
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +38,7 @@ class LocalServer:
         cache_gb: memory for keys and values on a CPU.
         memory_share: of a GPU's memory.
         adapter_rank: of LoRA adapters that it makes room for; None for none.
+        sleep: whether it can give its memory up and take it back.
         options: more of the server's command line.
         host: the address that it listens on.
         start_s: the longest that it may take to come up.
@@ -47,8 +49,8 @@ class LocalServer:
 
     def __init__(self, folder: Path, python: str | None = None, max_context: int | None = None, max_batch: int = 64,
                  dtype: str = "float32", cache_gb: int = 1, memory_share: float = 0.4,
-                 adapter_rank: int | None = None, options: Sequence[str] = (), host: str = "127.0.0.1",
-                 start_s: float = START_S, wait: bool = True) -> None:
+                 adapter_rank: int | None = None, sleep: bool = False, options: Sequence[str] = (),
+                 host: str = "127.0.0.1", start_s: float = START_S, wait: bool = True) -> None:
         self.port, self._start_s, self._closed = _free_port(host), start_s, False
         self.url = f"http://{host}:{self.port}/v1"
         self._log = tempfile.NamedTemporaryFile("w+", suffix=".log", prefix="vllm-", delete=False)  # noqa: SIM115
@@ -58,6 +60,7 @@ class LocalServer:
                    "--gpu-memory-utilization", str(memory_share)]
         command += ["--max-model-len", str(max_context)] if max_context else []
         command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(adapter_rank)] if adapter_rank else []
+        command += ["--enable-sleep-mode"] if sleep else []
         command += options
         if not _has_gpu():  # compiling takes minutes there, and version 0.32 dies of seeds in prompts read in parts
             command += ["--enforce-eager", "--no-enable-chunked-prefill"]
@@ -72,6 +75,9 @@ class LocalServer:
         if wait:
             self.wait_until_up()
 
+    def wait_for_room(self) -> None:
+        """It is where it runs already."""
+
     def wait_until_up(self) -> str:
         """Its URL, once it answers.
 
@@ -81,18 +87,22 @@ class LocalServer:
         bound = time.monotonic() + self._start_s
         while time.monotonic() < bound:
             if self._process.poll() is not None:
-                raise UserError(f"engine: the vLLM server ended while it started: ...{self._last_words()}")
+                words = self._last_words()
+                if NO_SLEEP in words:
+                    raise UserError("engine.sleep is true: vLLM has no sleep mode on this platform, which has to be a "
+                                    "GPU; set it to false")
+                raise UserError(f"engine: the vLLM server ended while it started: ...{words[-LOG_TAIL:]}")
             if answers(self.url):
                 return self.url
             time.sleep(0.2)
         raise UserError(f"engine: the vLLM server did not come up in engine.start_timeout_s = {self._start_s:g} s: "
-                        f"...{self._last_words()}")
+                        f"...{self._last_words()[-LOG_TAIL:]}")
 
     def _last_words(self) -> str:
-        """The end of its log, and of it."""
+        """Its log, and its end."""
         log = ""
         with contextlib.suppress(FileNotFoundError):  # closed by another thread
-            log = " ".join(Path(self._log.name).read_text(errors="replace").split())[-LOG_TAIL:]
+            log = " ".join(Path(self._log.name).read_text(errors="replace").split())
         self.close()
         return log
 

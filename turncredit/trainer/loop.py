@@ -156,13 +156,14 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
           clock: _Clock, engine: Engine | None, environments: Environments) -> None:
     """Evaluate where it is time, and put a step on the disk: its credit, its metrics, a checkpoint."""
-    trainer, policy, done = config.trainer, learner.policy, step + 1
+    trainer, policy, done, score = config.trainer, learner.policy, step + 1, None
     if step % trainer.credit_every == 0 and record.episodes:
         record.write(run.credit / f"step-{step:06d}.parquet")
     metrics |= record.class_means()
-    if config.evaluation.every and done % config.evaluation.every == 0:
+    if is_evaluated(config, step):
         metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy, engine, environments)]
         keep_best(run, policy, metrics["evaluation"])
+        score = in_distribution(metrics["evaluation"])
         clock.lap("evaluation_s")
     metrics |= clock.seconds
     metrics["tokens_per_second"] = metrics["generated_tokens"] / max(metrics["sampling_s"], 1e-9)
@@ -170,13 +171,19 @@ def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: T
         _save_refused(run, step, policy)
     run.append_metrics(metrics)
     if is_saved(config, step):
-        save_checkpoint(run.checkpoints, done, policy, learner.state, {"seed": config.seed},
-                        trainer.keep_checkpoints)
+        save_checkpoint(run.checkpoints, done, policy, learner.state, {"seed": config.seed, "score": score},
+                        trainer.keep_checkpoints, trainer.keep_best_checkpoints)
+
+
+def is_evaluated(config: Config, step: int) -> bool:
+    """Whether there is an evaluation behind a step, which counts from 0."""
+    return config.evaluation.every is not None and (step + 1) % config.evaluation.every == 0
 
 
 def is_saved(config: Config, step: int) -> bool:
-    """Whether there is a checkpoint behind a step, which counts from 0."""
-    return (step + 1) % config.trainer.save_every == 0 or step + 1 == config.trainer.steps
+    """Whether there is a checkpoint behind a step; behind each evaluation, where the best are kept."""
+    due = (step + 1) % config.trainer.save_every == 0 or step + 1 == config.trainer.steps
+    return due or (config.trainer.keep_best_checkpoints > 0 and is_evaluated(config, step))
 
 
 def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
@@ -244,13 +251,14 @@ def keep_best(run: RunFolder, policy: Policy, evaluation: Sequence[dict[str, Any
 
     "ood" is left out of the choice, or it would be chosen on; where nothing else is evaluated nothing is kept.
     """
-    reached = _in_distribution(evaluation)
-    earlier = [_in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
+    reached = in_distribution(evaluation)
+    earlier = [in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
     if reached is not None and all(one is None or reached > one for one in earlier):
         write_whole(run.path / "best", policy.export)
 
 
-def _in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
+def in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
+    """The mean over what is evaluated, "ood" left out; None where nothing else is."""
     known = [one["avg"] for one in evaluation if one["split"] != "ood" and one["avg"] is not None]
     return float(np.mean(known)) if known else None
 

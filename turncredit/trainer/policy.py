@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from turncredit.trainer.head import Measures, TokenScores, score_tokens
 from turncredit.trainer.lora import adapter_off, base_of, has_adapter, load_adapter, merged_weights
 from turncredit.trainer.parallel import World
 from turncredit.trainer.timing import Seconds
+
+log = logging.getLogger(__name__)
 
 
 class Policy:
@@ -58,7 +61,8 @@ class Policy:
         self._compiled: CompiledLayers | None = None
         self._adapter_off = False
         refuse_unusual_head(model)
-        self.packs = can_be_packed(self.model) and self._packed_is_exact()
+        self.flex = can_be_packed(self.model) and self._takes_flex and self._flex_is_exact()
+        self.packs = self.flex or (can_be_packed(self.model) and self._reads_packed_rows())
 
     @classmethod
     def load(cls, config: ModelConfig) -> Policy:
@@ -194,7 +198,7 @@ class Policy:
             compute = self.model.last_hidden_states if self.sharded else partial(last_hidden_states, self.model)
             states: Tensor = compute(
                 input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=unused,
-                use_cache=False, packing=packing or Packing(batch.blocks))
+                use_cache=False, packing=packing or Packing(batch.blocks, self.flex))
         return states[0]
 
     def _separate_states(self, batch: Batch) -> Tensor:
@@ -311,24 +315,51 @@ class Policy:
             digest.update(f"{name} {tuple(parameter.shape)}".encode() + flat.numpy().tobytes())
         return digest.hexdigest()
 
-    @torch.no_grad()
-    def _packed_is_exact(self) -> bool:
+    def _reads_packed_rows(self) -> bool:
         """Whether all layers attend as a packing says: some architectures have others, or never hear of it."""
-        prompt, responses = Segment.text([1, 2, 3], "prompt"), ([4, 5], [6, 7, 8])
+        try:
+            return self._packed_is_exact()
+        except (TypeError, ValueError, RuntimeError):  # an argument or a mask that it does not take
+            return False
+
+    @property
+    def _takes_flex(self) -> bool:
+        return self.device.type == "cuda" and self.config.attention == "auto"
+
+    def _flex_is_exact(self) -> bool:
+        """Whether one kernel for the whole row works here, forward and backward, and computes the same."""
+        self.flex = True
+        try:
+            exact, reason = self._packed_is_exact(), "it computes something else"
+        except Exception as error:  # whatever a compiler does
+            exact, reason = False, " ".join(str(error).split())[:200]
+        if not exact:
+            log.warning("%s: packed rows are attended to block by block, since flex attention cannot be used: %s",
+                        type(self.model).__name__, reason)
+        self.flex = False
+        return exact
+
+    def _packed_is_exact(self) -> bool:
+        """Whether hidden states of a packed row are those of its sequences; and, of flex attention, a gradient too."""
+        times = max(1, min(20, self.max_context // 6)) if self.flex else 1  # more than one tile of its kernel
+        prompt, responses = Segment.text([1, 2, 3] * times, "prompt"), ([4, 5] * times, [6, 7, 8] * times)
         sequences = [[prompt, Segment.text(ids, "user")] for ids in responses]
         batch = make_batch(sequences).to(self.device)
-        packing = Packing(batch.blocks)
-        try:
-            with self.precision():
-                together, separate = self._packed_states(batch, packing), self._separate_states(batch)
-        except (TypeError, ValueError, RuntimeError):  # an argument or a mask that it does not take
-            if self._compiled is not None:
-                raise
-            return False
+        packing = Packing(batch.blocks, self.flex)
+        trained = [p for p in self.model.parameters() if p.requires_grad][:1]
+        with self.precision(), torch.set_grad_enabled(self.flex and bool(trained)):
+            states = [self._packed_states(batch, packing), self._separate_states(batch)]
+            turned = torch.arange(states[0].numel(), device=self.device).sin().view_as(states[0])
+            gradients = [torch.autograd.grad((one * turned).sum(), trained)[0] for one in states if one.requires_grad]
         layers = self.model.config.get_text_config().num_hidden_layers
-        exact = together.dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
+        exact = states[0].dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
         tolerance = 1e-4 if exact else 5e-2
-        return packing.calls == layers and bool((together - separate).norm() <= tolerance * separate.norm())
+        return packing.calls == layers and _are_close(states, tolerance) and _are_close(gradients, 4 * tolerance)
+
+
+def _are_close(pair: Sequence[Tensor], tolerance: float) -> bool:
+    """Two tensors of the same shape; or none."""
+    return not pair or bool((pair[0] - pair[1]).norm() <= tolerance * pair[1].norm())
 
 
 @torch.no_grad()
