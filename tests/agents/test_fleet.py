@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from turncredit.agents import ChatFormat, Request, Sampling, fleet
+from turncredit.agents import ChatFormat, Request, Sampling, fleet, vllm_server
 from turncredit.agents.fleet import Fleet
 from turncredit.agents.vllm_process import LocalServer
 from turncredit.agents.vllm_server import VllmServers
@@ -112,6 +112,58 @@ def test_a_server_that_refuses_new_weights_samples_no_more_and_is_replaced(made:
         time.sleep(0.05)
     assert engine.gone == set()
     assert versions(engine, 6) == [2] * 6
+
+
+def test_servers_that_sleep_wake_for_weights_and_requests_and_those_that_join_them_sleep_too(
+        made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, servers = made(2, restarts=1)
+    engine._sleep_level = 2
+    calls: list[tuple[str, str]] = []  # URL of the server, and what it was asked for
+    post = vllm_server._post
+
+    def noted(url: str, body: Any) -> None:
+        calls.append((url.rpartition("/")[0] + "/v1", url.rpartition("/")[2]))
+        post(url, body)
+
+    def of(url: str) -> list[str]:
+        return [what for server, what in calls if server == url]
+
+    monkeypatch.setattr(vllm_server, "_post", noted)
+    woken = ["wake_up?tags=weights", "collective_rpc", "wake_up?tags=kv_cache", "reset_prefix_cache"]
+    engine.rest()
+    assert of(servers.urls[0]) == of(servers.urls[1]) == ["sleep?level=1"], "nobody could give the weights again"
+    del calls[:]
+    engine.load(weights(4))
+    assert of(servers.urls[0]) == of(servers.urls[1]) == woken
+    del calls[:]
+    engine.rest()
+    engine.rest()
+    os.kill(pid_of(servers, 1), signal.SIGKILL)
+    until = time.monotonic() + 20
+    while servers.joined < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert of(servers.urls[0]) == ["sleep?level=2"]
+    assert of(servers.urls[1]) == ["collective_rpc", "reset_prefix_cache", "sleep?level=2"], "it joins those that sleep"
+    del calls[:]
+    assert versions(engine, 4) == [4] * 4
+    assert of(servers.urls[0]) == of(servers.urls[1]) == woken
+
+
+def test_nobody_waits_while_another_server_is_being_given_weights(made: Made) -> None:
+    engine, _ = made(2, restarts=0)
+    engine.load(weights(1))
+    with engine._loading:  # as `join` holds it
+        began = time.monotonic()
+        assert versions(engine, 2) == [1, 1]
+        engine.rest()
+        assert time.monotonic() - began < 5
+
+
+def test_servers_that_take_no_weights_at_first_are_an_error_that_names_the_folder(made: Made, tmp_path: Path) -> None:
+    engine, servers = made(1, restarts=0)
+    (tmp_path / "fault").write_text(f"refuses {pid_of(servers, 0)}")
+    with pytest.raises(EngineError, match=rf"collective_rpc: 500 .*no memory.*see the files of {tmp_path}/model"):
+        engine.load(weights(1))
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_last_words(made: Made, tmp_path: Path) -> None:

@@ -131,14 +131,14 @@ class VllmEngine:
     def rest(self) -> None:
         """Give the GPU's memory up, if that is wanted; the next request takes it back."""
         if self._sleep_level and not self._asleep:
-            self._llm.sleep(level=self._sleep_level)
+            self._llm.sleep(level=self._sleep_level if self._given else 1)
             self._asleep = True
 
     def _wake(self) -> None:
         """Take back what was given up, weights too."""
         if self._asleep:
             self._wake_for("weights")
-            if self._sleep_level == 2:
+            if self._sleep_level == 2 and self._given:
                 self._reload()
             self._wake_for("kv_cache")
 

@@ -37,13 +37,14 @@ class VllmServers(OpenAIEngine):
             then run with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.
         fleet: what started the servers and replaces those that die; None where others did.
         sleep: whether they give their GPU's memory up while nobody samples; they then run with --enable-sleep-mode.
+        dtype: "float32" or "bfloat16", in which whole weights are written: that of the servers, where it is known.
         settings: see `OpenAIEngine`.
     """
 
     def __init__(self, servers: Sequence[str], chat: ChatFormat, folder: Path, adapter: AdapterFiles | None = None,
-                 fleet: Fleet | None = None, sleep: bool = False, **settings: Any) -> None:
+                 fleet: Fleet | None = None, sleep: bool = False, dtype: str = "float32", **settings: Any) -> None:
         super().__init__(servers, chat, **settings)
-        self.folder, self._adapter, self._fleet = folder, adapter, fleet
+        self.folder, self._adapter, self._fleet, self._dtype = folder, adapter, fleet, dtype
         self._order: tuple[str, dict[str, Any]] | None = None  # how a server gets the present weights
         self._loading = threading.Lock()
         # Whole weights are read from their file again by those that wake; an adapter's base is kept in memory.
@@ -68,7 +69,7 @@ class VllmServers(OpenAIEngine):
             places = [i for i in range(len(self.servers)) if self._fleet is None or i not in self._gone]
             failed = self._each(self._give, places)
             if failed and first:
-                raise next(iter(failed.values()))
+                raise EngineError(f"{next(iter(failed.values()))}; each server has to see the files of {self.folder}")
             self._asleep = False
             self._gone -= set(places) - set(failed)
             self._fail(failed)
@@ -92,12 +93,16 @@ class VllmServers(OpenAIEngine):
 
     def rest(self) -> None:
         """Have the servers give their memory up, where they are to; the next request wakes them."""
+        if not self._sleep_level:  # and nobody waits for a server that is being given weights
+            return
         with self._loading:
-            if self._sleep_level and not self._asleep:
+            if not self._asleep:
                 self._fail(self._each(self._lay_down, [i for i in range(len(self.servers)) if i not in self._gone]))
                 self._asleep = True
 
     def _wake(self) -> None:
+        if not self._sleep_level:
+            return
         with self._loading:
             if self._asleep:
                 self._fail(self._each(self._give, [i for i in range(len(self.servers)) if i not in self._gone]))
@@ -114,6 +119,11 @@ class VllmServers(OpenAIEngine):
             if url != self.servers[place]:
                 self._put(place, url)
         self._gone = set(gone)
+
+    @property
+    def lost(self) -> int:
+        """Servers that were started for the run and died so far."""
+        return 0 if self._fleet is None else self._fleet.lost
 
     @property
     def gone(self) -> set[int]:
@@ -161,7 +171,8 @@ class VllmServers(OpenAIEngine):
         _post(f"{_root(url)}/reset_prefix_cache", None)
 
     def _lay_down(self, url: str) -> None:
-        _post(f"{_root(url)}/sleep?level={self._sleep_level}", None)
+        level = self._sleep_level if self._order is not None else 1  # there is no file yet to read weights from
+        _post(f"{_root(url)}/sleep?level={level}", None)
 
     def _written(self, weights: Iterable[tuple[str, Any]]) -> tuple[str, dict[str, Any]]:
         """Write the weights; the path and the body of what has a server read them."""
@@ -173,11 +184,12 @@ class VllmServers(OpenAIEngine):
                                          "load_inplace": True}
 
     def _write_whole(self, weights: Iterable[tuple[str, Any]]) -> None:
+        import torch
         from safetensors.torch import save_file
 
-        # In float32 whatever the server computes in: it casts as it reads.
+        dtype = getattr(torch, self._dtype)
         new = self.folder / "new"  # renamed, for a server that may still have the old file open
-        save_file({name: tensor.detach().to("cpu", copy=True).float().contiguous() for name, tensor in weights},
+        save_file({name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in weights},
                   new, metadata={"format": "pt"})
         new.replace(self.folder / "model.safetensors")
 

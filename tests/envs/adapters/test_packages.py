@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,20 @@ def test_agentdojo_s_tasks_that_an_answer_without_a_call_solves_are_left_out(sui
     assert len(sound_tasks(suite)) == {"workspace": 37, "travel": 20, "banking": 10, "slack": 21}[suite]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", ["airline", "retail", "telecom"])
+def test_tau2_s_tasks_that_are_solved_by_doing_nothing_are_left_out(domain: str) -> None:
+    pytest.importorskip("tau2", reason="the extra tau2 is not installed")
+    from turncredit.envs.adapters.tau2 import IDLE, idle_solves
+
+    every = [make("Tau2", domain=domain, split=split, every=True) for split in ("train", "test")]
+    found = {str(env.task.hidden["task"].id) for env in every for index in range(env.num_tasks)
+             if idle_solves(env, index)}
+    assert found == set(IDLE.get(domain, ()))
+    left = sum(make("Tau2", domain=domain, split=split).num_tasks for split in ("train", "test"))
+    assert left == sum(env.num_tasks for env in every) - len(found)
+
+
 def test_levels_and_games_that_nobody_scripted_have_no_solution() -> None:
     pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
     assert has_solution(make("MiniGrid"))
@@ -150,3 +166,31 @@ def test_reasoning_gym_s_settings_keep_their_enumerations_and_bad_ones_are_refus
     env = make("ReasoningGym", task="aiw", split="ood")
     env.reset(seed=0)
     assert env.step(env.expert_action())[1] == 1.0
+
+
+@pytest.mark.slow
+def test_scienceworlds_in_threads_share_java_processes_and_play_as_they_do_alone() -> None:
+    pytest.importorskip("scienceworld", reason="the extra scienceworld is not installed")
+    from turncredit.envs.adapters.scienceworld_machines import _machines
+
+    def play(seed: int) -> tuple[list[str], list[int]]:
+        env = make("ScienceWorld", tasks=["find-plant", "lifespan-longest-lived"])
+        said, over = [env.reset(seed=seed)[0]], False
+        while not over:
+            observation, _, terminated, truncated, _ = env.step(env.expert_action())
+            said.append(observation)
+            over = terminated or truncated
+        processes.update(machine.process.pid for machine in _machines)
+        env.close()
+        return said, [int(env.verdict().passed)]
+
+    processes: set[int] = set()
+    kept = make("ScienceWorld")  # holds a process, which the others then have in turn
+    kept.reset(seed=0)
+    alone = [play(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(play, range(6)))
+    kept.close()
+    assert together == alone and all(passed for _, (passed,) in alone)
+    assert len(processes) <= (os.cpu_count() or 1) and not _machines
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
