@@ -99,7 +99,7 @@ def test_an_adapter_is_swapped_beside_the_base_after_each_update(name: str, tmp_
 
 @pytest.mark.parametrize("name, schedule", [("vllm", "lockstep"), ("vllm", "asynchronous"),
                                             ("vllm-server", "asynchronous")])
-def test_vllm_samples_ahead_of_the_trainer_with_weights_of_bounded_age(name: str, schedule: str, tmp_path: Path) -> None:
+def test_vllm_samples_ahead_with_weights_of_bounded_age(name: str, schedule: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
     from turncredit.progress import Display
     from turncredit.trainer.loop import train
