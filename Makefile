@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray verl clean
+.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray ray-engines verl clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,7 +35,7 @@ build/vllm/.installed: pyproject.toml constraints-vllm.txt
 	touch $@
 
 vllm: build/vllm/.installed  ## install vLLM's CPU build (3.5 GB) and run its tests, in process and as a server
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/vllm/bin/python -m pytest tests/agents/test_vllm_engine.py tests/agents/test_vllm_endpoint.py tests/trainer/test_engines.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) build/vllm/bin/python -m pytest tests/agents/test_vllm_engine.py tests/agents/test_vllm_endpoint.py tests/agents/test_vllm_sleep.py tests/trainer/test_engines.py
 
 soak: $(VENV)/.installed  ## 20,000 executions, one in ten hostile: nothing may be left behind
 	$(BIN)/python benchmarks/sandbox_soak.py
@@ -61,6 +61,9 @@ build/ray/.installed: pyproject.toml constraints.txt
 
 ray: build/ray/.installed  ## a Ray cluster of several nodes on this machine, some of which are killed; minutes
 	OMP_NUM_THREADS=1 build/ray/bin/python -m pytest tests/cluster
+
+ray-engines: build/ray/.installed build/vllm/.installed  ## vLLM servers on the nodes of such a cluster, with GPUs that are only counted; minutes
+	OMP_NUM_THREADS=1 TURNCREDIT_VLLM=$(CURDIR)/build/vllm/bin/python build/ray/bin/python -m pytest tests/cluster/test_engines.py
 
 # verl wants an older transformers, with older packages below it, so it lives in an environment of its own.
 build/verl/.installed: constraints.txt

@@ -21,7 +21,8 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "toy-text": [("FrozenLake", {}), ("FrozenLake", {"slippery": True}), ("Taxi", {}), ("CliffWalking", {})],
     "minigrid": [("MiniGrid", {}), ("MiniGrid", {"env": "BabyAI-GoToObjMazeS4-v0", "ood": "BabyAI-UnlockLocal-v0"})],
     "bfcl": [("BFCL", {"category": name}) for name in ("base", "miss_func", "miss_param", "long_context")],
-    "tau2": [("Tau2", {"domain": "airline", "ood_domain": "retail"}), ("Tau2", {"domain": "telecom"})],
+    "tau2": [("Tau2", {"domain": "airline", "ood_domain": "retail", "every": True}),
+             ("Tau2", {"domain": "telecom", "every": True})],
     "agentdojo": [("AgentDojo", {"suite": one, "ood_suite": other})
                   for one, other in (("workspace", "travel"), ("slack", "banking"))],
     "textworld": [("TextWorld", {})],

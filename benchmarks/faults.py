@@ -1,10 +1,10 @@
 """1,000 episodes while everything breaks: is each accounted for, none twice, and does each group come to its end?
 
-    python benchmarks/faults.py [--workers N] [--vllm PYTHON]
+    python benchmarks/faults.py [--workers N] [--vllm PYTHON] [--groups N]
 
 Of the environment's steps 5 % raise and 2 % hang for good; the engine is killed twice. By default that is the
 transformers engine, which fails in the middle of a batch. With `--vllm` it is two vLLM servers, each of which is killed
-once by SIGKILL and started again. With `--workers` environments are in workers of a Ray cluster, and one of them is
+once by SIGKILL and replaced. With `--workers` environments are in workers of a Ray cluster, and one of them is
 killed in the middle too. Episodes go to the disk as in training and are counted there; exits with 1 where the sums do
 not add up.
 """
@@ -39,9 +39,10 @@ from turncredit.episode import Episode, Group, Outcome, StopReason, Task, Verdic
 from turncredit.rollout import Budget, Environments, Here, Rollout, TaskRef
 from turncredit.store import RunFolder, read_episodes
 
-STEPS, GROUPS, SIZE = 5, 25, 8
+STEPS, SIZE = 5, 8
 RAISES, HANGS = 0.05, 0.02
 STEP_TIMEOUT_S = 3.0
+START_S = 1500.0  # of a vLLM server, on a busy machine
 
 
 class Judge:
@@ -100,22 +101,28 @@ def engine_of(vllm: str | None, chat: ChatFormat, model: Any,
     if vllm is None:
         yield Killed(TransformersEngine(model, 128), (5, 11)), lambda step: None
         return
-    from turncredit.agents import vllm_server
-    from turncredit.agents.vllm_server import LocalServer, VllmServers
+    from turncredit.agents.fleet import Fleet
+    from turncredit.agents.vllm_process import LocalServer
+    from turncredit.agents.vllm_server import VllmServers
 
     model.save_pretrained(folder)
     chat.tokenizer.save_pretrained(folder)
-    servers = [LocalServer(folder, vllm, 512) for _ in range(2)]
-    engine = VllmServers([server.url for server in servers], chat, folder, timeout_s=60, retries=0)
+    begun: list[LocalServer] = []
+
+    def start() -> LocalServer:
+        begun.append(LocalServer(folder, vllm, 512, start_s=START_S, wait=False))
+        return begun[-1]
+
+    fleet = Fleet(start, 2, restarts=1, patience_s=START_S)
+    print("two servers are up", flush=True)
+    engine = VllmServers(fleet.urls, chat, folder, fleet=fleet, timeout_s=START_S)
     engine.killed = 0  # type: ignore[attr-defined]  # for the report
+    first = list(begun)
 
     def kill(place: int) -> None:
-        os.killpg(servers[place].pid, signal.SIGKILL)
+        os.killpg(first[place].pid, signal.SIGKILL)
         engine.killed += 1  # type: ignore[attr-defined]
-        port = servers[place].port
-        vllm_server._free_port = lambda: port  # where the engine looks for it
-        servers[place].close()
-        servers[place] = LocalServer(folder, vllm, 512)
+        print("a server is killed", flush=True)
 
     def begin(step: int) -> None:
         if step in (1, 3):
@@ -123,9 +130,9 @@ def engine_of(vllm: str | None, chat: ChatFormat, model: Any,
 
     try:
         yield engine, begin
+        print(f"servers that came up: {fleet.joined}")
     finally:
-        for server in servers:
-            server.close()
+        fleet.close()
 
 
 @contextlib.contextmanager
@@ -152,7 +159,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=0, help="of a Ray cluster; 0 for this process")
     parser.add_argument("--vllm", help="an interpreter that has vLLM, such as build/vllm/bin/python")
+    parser.add_argument("--groups", type=int, default=25, help="of 8 episodes, in each of 5 steps")
     wanted = parser.parse_args()
+    count = wanted.groups
     torch.set_num_threads(1)
     random.seed(0)
     turncredit.register("faults/Breaks-v0", Breaks)
@@ -170,7 +179,7 @@ def main() -> int:
         for step in range(STEPS):
             engine_begins(step)
             workers_begin(step)
-            tasks = [TaskRef("faults/Breaks-v0", step * GROUPS + i) for i in range(GROUPS)]
+            tasks = [TaskRef("faults/Breaks-v0", step * count + i) for i in range(count)]
             groups += rollout.sample_groups(tasks, SIZE, step, step, run.write_group)
         rollout.close()
         written = [episode for file in sorted(run.episodes.glob("*.parquet")) for episode in read_episodes(file)]
@@ -179,14 +188,14 @@ def main() -> int:
     stops = Counter(str(e.stop) for e in written)
     broken = sum(count for stop, count in stops.items() if StopReason(stop).infrastructure)
     sums = {"episodes": len(written), "of them different": len({e.id for e in written}), "finished": len(finished),
-            "groups": len(groups), "asked for": STEPS * GROUPS}
+            "groups": len(groups), "asked for": STEPS * count}
     print(json.dumps({**sums, "engine killed": killed, "workers lost": lost, "stops": dict(stops), "broken": broken,
                       "with a reward": sum(e.reward is not None for e in written),
                       "seconds": round(time.monotonic() - began, 1)}))
     wrong = [what for what, holds in {
         "an episode is missing or there twice": len(written) == len({e.id for e in written}) == len(finished)
-        == STEPS * GROUPS * SIZE,
-        "a group is missing": len(groups) == STEPS * GROUPS,
+        == STEPS * count * SIZE,
+        "a group is missing": len(groups) == STEPS * count,
         "a broken episode has a reward, or none says why": all(
             (e.reward is None) == bool(e.error) == e.stop.infrastructure for e in written),
         "the engine was not killed twice": killed == 2}.items() if not holds]

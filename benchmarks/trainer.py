@@ -1,6 +1,6 @@
 """What an update costs on a CPU, as ratios in one run: against the floor, against padding, against whole logits.
 
-    python benchmarks/trainer.py [update] [memory] [packing] [head] [--rounds N]
+    python benchmarks/trainer.py [update] [memory] [packing] [head] [compile] [--rounds N]
 
 `update`: GRPO and SC-GRPO (coupled and independent references) on the same groups of 8, all of them partly solved,
 with prompt : response 1 : 1 and 1 : 4. The floor is a forward and backward pass of the same sequences, padded, with
@@ -12,6 +12,7 @@ token changed in each prompt, which is a student that does not.
 `packing`: forward and backward of sequences of 64 to 1,024 tokens, packed and padded, with the head left out.
 `head`: logprobs and their gradient at 4,096 positions of a vocabulary of 151,936, in chunks and whole, each in a
 process of its own, whose peak memory is read.
+`compile`: an update of SC-GRPO with `trainer.compile` and without, and the seconds until the first one was compiled.
 
 Variants take turns. Seconds are of the processor, in one thread: other load on the machine does not lengthen them, but
 for the caches that it takes. The last line is one JSON object.
@@ -148,9 +149,9 @@ def gradient_of(policy: Policy, run: Callable[[], object]) -> Tensor:
     return gradient
 
 
-def learner_of(policy: Policy, algorithm: str, tokens: int) -> Learner:
+def learner_of(policy: Policy, algorithm: str, tokens: int, compiled: bool = False) -> Learner:
     """One whose steps are all but free of effect: the same weights are measured each time."""
-    trainer = TrainerConfig(lr=1e-12, micro_batch_tokens=tokens)
+    trainer = TrainerConfig(lr=1e-12, micro_batch_tokens=tokens, compile=compiled)
     return Learner(policy, make_algorithm(algorithm), trainer, TeacherConfig(), 0)
 
 
@@ -322,7 +323,34 @@ def measure_head(rounds: int, positions: int = 4096, vocabulary: int = 151_936, 
     return result
 
 
-MEASUREMENTS = {"update": measure_update, "memory": measure_memory, "packing": measure_packing, "head": measure_head}
+def measure_compile(rounds: int) -> dict[str, Any]:
+    """Compiled layers against the same ones as they are."""
+    results: dict[str, Any] = {}
+    for name, (prompt, response) in LENGTHS.items():
+        policies = {"plain": make_policy(), "compiled": make_policy()}
+        credit = credited(make_groups(policies["plain"], prompt, response), "coupled")
+        tokens = MICRO_BATCH * (prompt + 2 * response)
+        start = time.process_time()
+        variants = {}
+        for kind, policy in policies.items():
+            variants[kind] = backward_only(learner_of(policy, "sc-grpo", tokens, compiled=kind == "compiled"), credit)
+        plain, gradient = (gradient_of(policies[kind], run) for kind, run in variants.items())
+        compiling = time.process_time() - start
+
+        def clear() -> None:
+            for policy in policies.values():  # noqa: B023
+                policy.model.zero_grad(set_to_none=True)
+
+        seconds = in_turns(variants, clear, rounds)
+        results[name] = {"seconds": {k: round(v, 3) for k, v in seconds.items()}, "first_s": round(compiling, 1),
+                         "compiled_over_plain": round(seconds["compiled"] / seconds["plain"], 3),
+                         "gradients_apart": float((gradient - plain).norm() / plain.norm())}
+        print("compile", name, json.dumps(results[name]), flush=True)
+    return results
+
+
+MEASUREMENTS = {"update": measure_update, "memory": measure_memory, "packing": measure_packing, "head": measure_head,
+                "compile": measure_compile}
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Needs vllm (see `make vllm`): OMP_NUM_THREADS=1 build/vllm/bin/python benchmarks/vllm_runner.py. Random weights in the
 shape of SmolLM2-135M-Instruct with --layers layers. With --gaps: how far logprobs are from a float32 trainer's instead,
-by engine and dtype.
+by engine and dtype, of these weights or, with --policy, of those in a folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from turncredit.agents import AsynchronousAgent, Request, TransformersEngine
 from turncredit.agents.tiny import learn_tokenizer
 from turncredit.agents.vllm_engine import VllmEngine
-from turncredit.agents.vllm_server import LocalServer, VllmServers
+from turncredit.agents.vllm_process import LocalServer
+from turncredit.agents.vllm_server import VllmServers
 from turncredit.config import ModelConfig
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.weights import Agreement, agreement, export_untied
@@ -109,7 +110,7 @@ def gaps(policy: Policy) -> Iterator[tuple[str, str, Agreement]]:
             inside = VllmEngine(folder, 512, 8, dtype)
             yield "vLLM, in process", dtype, agreement(inside, policy, 0)
             inside.close()
-            server = LocalServer(folder, max_context=512, max_batch=8, dtype=dtype)
+            server = LocalServer(folder, max_context=512, max_batch=8, dtype=dtype, start_s=1500)
             try:
                 yield "vLLM, server", dtype, agreement(VllmServers([server.url], policy.chat, folder), policy, 0)
             finally:
@@ -122,8 +123,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--gaps", action="store_true")
+    parser.add_argument("--policy", help="a model's folder, such as runs/quickstart/start; with --gaps")
     wanted = parser.parse_args()
-    policy = policy_of(wanted.layers)
+    if wanted.policy and not wanted.gaps:
+        parser.error("--policy goes with --gaps: the other measurement takes random ids of a large vocabulary")
+    policy = Policy.load(ModelConfig(path=wanted.policy)) if wanted.policy else policy_of(wanted.layers)
     if wanted.gaps:
         for engine, dtype, gap in gaps(policy):
             print(f"{engine} | {dtype} | mean {gap.mean:.1e} | max {gap.max:.1e}", flush=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ def same(one: Episode, other: Episode) -> None:
         if name != "segments":
             assert repr(getattr(one, name)) == repr(getattr(other, name)), name
     for a, b in zip(one.segments, other.segments, strict=True):
-        assert (a.role, a.generated) == (b.role, b.generated)
+        assert (a.role, a.generated, a.policy_version) == (b.role, b.generated, b.policy_version)
         for values in ("token_ids", "logprobs", "sampling_logprobs"):
             np.testing.assert_array_equal(getattr(a, values), getattr(b, values))
 
@@ -50,7 +51,8 @@ def segments(draw: Any) -> Segment:
     ids = draw(st.lists(st.integers(0, 2**31 - 1), max_size=5))
     if not draw(st.booleans()):
         return Segment.text(ids, draw(st.sampled_from(["prompt", "user", "tool", "glue"])))
-    return Segment.sampled(ids, *(draw(st.lists(floats, min_size=len(ids), max_size=len(ids))) for _ in range(2)))
+    logprobs = [draw(st.lists(floats, min_size=len(ids), max_size=len(ids))) for _ in range(2)]
+    return Segment.sampled(ids, *logprobs, policy_version=draw(st.none() | st.integers(0, 10**6)))
 
 
 verdicts = st.one_of(st.none(), st.builds(Verdict.unknown, texts), st.builds(
@@ -69,6 +71,17 @@ def test_episodes_are_read_back_as_they_were_written(tmp_path_factory: pytest.Te
     path = write_episodes(tmp_path_factory.mktemp("episodes") / "step-0.parquet", written)
     for one, other in zip(written, read_episodes(path), strict=True):
         same(one, other)
+
+
+def test_a_file_from_before_turns_had_versions_of_their_own_is_read(tmp_path: Path) -> None:
+    path = write_episodes(tmp_path / "step-0.parquet", [episode(policy_version=7)])
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    for segment in rows[0]["segments"]:
+        del segment["policy_version"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    [read] = read_episodes(path)
+    same(read, episode(policy_version=7))
+    assert read.policy_versions == [7]
 
 
 def test_rows_say_what_an_analyst_asks_for(tmp_path: Path) -> None:

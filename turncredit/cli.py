@@ -150,7 +150,7 @@ def envs_show(id: EnvId, arguments: Annotated[str, typer.Option(help="JSON, for 
 
     Example: turncredit envs show turncredit/Calculator-v0 --arguments '{"level": 2}'
     """
-    from turncredit.envs import make
+    from turncredit.envs import has_solution, make
 
     env = make(id, **parsed_arguments(arguments))
     observation, info = env.reset(seed=seed)
@@ -163,7 +163,7 @@ def envs_show(id: EnvId, arguments: Annotated[str, typer.Option(help="JSON, for 
         console.print()
         _title(f"tool {tool.name}", tool.description)
         console.print_json(json.dumps(dict(tool.parameters)))
-    if _has_solution(env.unwrapped):
+    if has_solution(env):
         console.print()
         _title("its scripted solution")
         over = False
@@ -258,13 +258,6 @@ def _resumed(config: Path, overrides: list[str] | None) -> str:
 
 def _title(text: str, more: str = "") -> None:
     console.print(Text.assemble((text, "bold"), f"  {more}" if more else ""))
-
-
-def _has_solution(env: object) -> bool:
-    from turncredit.envs import TextEnv
-
-    action = getattr(type(env), "expert_action", None)
-    return action is not None and action is not TextEnv.expert_action
 
 
 for _part in (app, envs_app, sandbox_app):

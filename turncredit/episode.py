@@ -132,7 +132,8 @@ class Segment:
     """A run of token ids with one origin.
 
     `logprobs` are those of the sampled tokens under the policy at temperature 1, `sampling_logprobs` under the
-    distribution that was sampled from (temperature, top-p): both [tokens], for generated segments alone.
+    distribution that was sampled from (temperature, top-p): both [tokens], for generated segments alone, as is
+    `policy_version`: how many updates the weights that sampled it had seen (None where nobody noted it).
     """
 
     token_ids: TokenIds
@@ -140,6 +141,7 @@ class Segment:
     generated: bool = False
     logprobs: Floats | None = None
     sampling_logprobs: Floats | None = None
+    policy_version: int | None = None
 
     def __post_init__(self) -> None:
         if self.generated:
@@ -148,8 +150,8 @@ class Segment:
                 if values is None or len(values) != len(self.token_ids):
                     raise ValueError(f"segment.{name}: a generated segment has one for each of its "
                                      f"{len(self.token_ids)} tokens")
-        elif self.logprobs is not None or self.sampling_logprobs is not None:
-            raise ValueError("segment.logprobs: only a generated segment has them")
+        elif self.logprobs is not None or self.sampling_logprobs is not None or self.policy_version is not None:
+            raise ValueError("segment.logprobs, segment.policy_version: only a generated segment has them")
 
     @classmethod
     def text(cls, ids: Sequence[int], role: str) -> Segment:
@@ -158,11 +160,11 @@ class Segment:
 
     @classmethod
     def sampled(cls, ids: Sequence[int], logprobs: Sequence[float],
-                sampling_logprobs: Sequence[float] | None = None) -> Segment:
+                sampling_logprobs: Sequence[float] | None = None, policy_version: int | None = None) -> Segment:
         """Tokens that the policy generated, with their logprobs."""
         under_policy = np.asarray(logprobs, np.float32)
         sampling = under_policy if sampling_logprobs is None else np.asarray(sampling_logprobs, np.float32)
-        return cls(np.asarray(ids, np.int32), "assistant", True, under_policy, sampling)
+        return cls(np.asarray(ids, np.int32), "assistant", True, under_policy, sampling, policy_version)
 
 
 @dataclass(slots=True, eq=False)
@@ -181,9 +183,9 @@ class Episode:
     stop: StopReason = StopReason.FINISHED
     error: str = ""  # the exception's text, where infrastructure broke
     sample: int = 0  # index in its group
-    group: int = 0  # index in its step
+    group: int = 0  # index in its step; where groups are sampled continuously, its task's in the whole run
     step: int = 0
-    policy_version: int = 0
+    policy_version: int = 0  # of its first turn, which is its oldest; each turn's stands in its segment
     timings: dict[str, float] = field(default_factory=dict)  # seconds: "sampling", "environment", in it "verifier"
 
     @property
@@ -225,6 +227,12 @@ class Episode:
     def generated_count(self) -> int:
         """|o_i|: the tokens that the policy generated."""
         return sum(len(s.token_ids) for s in self.segments if s.generated)
+
+    @property
+    def policy_versions(self) -> list[int]:
+        """By turn: the updates that the weights which sampled it had seen; the episode's where none is noted."""
+        noted = [s.policy_version for s in self.segments if s.generated and s.policy_version is not None]
+        return noted or [self.policy_version]
 
     @property
     def turns_cut(self) -> int:

@@ -107,6 +107,7 @@ class Rollout:
         self.tool_calls = tool_format(tool_calls)
         self.on_episode = on_episode
         self.environments = environments or Here()
+        self.moved_at = time.monotonic()  # when a turn was last sampled, or an environment last answered
         self._idle: dict[str, list[Any]] = {}
 
     def sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int = 0,
@@ -131,21 +132,42 @@ class Rollout:
     async def _sample_groups(self, tasks: Sequence[TaskRef], group_size: int, seed: int, step: int,
                              on_group: Callable[[Group], None] | None, numbers: Sequence[int]) -> list[Group]:
         async def one_group(number: int, task: TaskRef, seats: Sequence[tuple[Actor, Any]]) -> Group:
-            episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
-                        for sample, (actor, env) in enumerate(seats)]
-            group = Group(list(await asyncio.gather(*episodes)), task)
-            _refuse_different_starts(group)
-            for sample, episode in enumerate(group.episodes):
-                episode.step, episode.group, episode.sample = step, number, sample
+            group = await self._play(task, seats, seed, number)
+            for episode in group.episodes:
+                episode.step = step
             if on_group:
                 on_group(group)
             return group
 
-        self.environments.ready()
         # Every episode has its place before the first one moves, so that the first batch holds them all.
-        envs = [[self._environment(task) for _ in range(group_size)] for task in tasks]
-        seats = [[(self.agent.start(env), env) for env in group] for group in envs]
+        envs = [self.environments_of(task, group_size) for task in tasks]
+        seats = [self._seats(group) for group in envs]
         return list(await asyncio.gather(*(one_group(i, t, s) for i, t, s in zip(numbers, tasks, seats, strict=True))))
+
+    async def play(self, task: TaskRef, envs: Sequence[Any], seed: int, number: int) -> Group:
+        """One group by itself, in the event loop that runs; `envs` are from `environments_of`."""
+        return await self._play(task, self._seats(envs), seed, number)
+
+    def environments_of(self, task: TaskRef, count: int) -> list[Any]:
+        """So many for one task's episodes.
+
+        Raises:
+            UserError: none can be made.
+        """
+        self.environments.ready()
+        return [self._environment(task) for _ in range(count)]
+
+    def _seats(self, envs: Sequence[Any]) -> list[tuple[Actor, Any]]:
+        return [(self.agent.start(env), env) for env in envs]
+
+    async def _play(self, task: TaskRef, seats: Sequence[tuple[Actor, Any]], seed: int, number: int) -> Group:
+        episodes = [_OneEpisode(self, actor, env, task, seed_of(seed, number, sample)).run()
+                    for sample, (actor, env) in enumerate(seats)]
+        group = Group(list(await asyncio.gather(*episodes)), task)
+        _refuse_different_starts(group)
+        for sample, episode in enumerate(group.episodes):
+            episode.group, episode.sample = number, sample
+        return group
 
     def _environment(self, task: TaskRef) -> Any:
         """One that is idle or a new one; where it cannot be made, the exception, which its episode will raise."""
@@ -291,13 +313,17 @@ class _OneEpisode:
         began = time.perf_counter()
         try:
             sample = await self.actor.act(request)
+            version = self.rollout.agent.policy_version if sample.policy_version is None else sample.policy_version
+            if not self.episode.turns:
+                self.episode.policy_version = version
             turn = Segment(np.asarray(sample.token_ids, np.int32), "assistant", True, sample.logprobs,
-                           sample.sampling_logprobs)
+                           sample.sampling_logprobs, version)
             return turn, self.chat.text(sample.token_ids)
         except Exception as error:
             raise _EngineFailed from error
         finally:
             self.episode.timings["sampling"] += time.perf_counter() - began
+            self.rollout.moved_at = time.monotonic()
 
     async def _in_environment(self, call: Callable[[], T]) -> T:
         began = time.perf_counter()
@@ -310,6 +336,7 @@ class _OneEpisode:
             raise  # the environment's own
         finally:
             self.episode.timings["environment"] += time.perf_counter() - began
+            self.rollout.moved_at = time.monotonic()
 
     def _append(self, segment: Segment) -> None:
         self.episode.segments.append(segment)

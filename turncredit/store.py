@@ -2,6 +2,7 @@
 
     runs/NAME/config.yaml           the configuration
     runs/NAME/episodes/*.parquet    a file a group, put there whole: pandas.read_parquet("runs/NAME/episodes")
+    runs/NAME/ahead/*.parquet       groups that no step has been trained on yet, where they are sampled continuously
     runs/NAME/metrics.jsonl         a line a step: pandas.read_json("runs/NAME/metrics.jsonl", lines=True)
     runs/NAME/credit/*.parquet      a file a step, a row a generated token: what it earned, and why
     runs/NAME/checkpoints/step-…    what `--resume` continues from
@@ -34,6 +35,7 @@ class SegmentRecord(BaseModel):
     token_ids: list[int]
     logprobs: list[float] | None
     sampling_logprobs: list[float] | None
+    policy_version: int | None = None  # files of older runs do not have it
 
 
 class TurnRecord(BaseModel):
@@ -97,7 +99,8 @@ class EpisodeRecord(BaseModel):
             segments=[SegmentRecord(role=s.role, generated=s.generated, token_ids=s.token_ids.tolist(),
                                     logprobs=None if s.logprobs is None else s.logprobs.tolist(),
                                     sampling_logprobs=None if s.sampling_logprobs is None
-                                    else s.sampling_logprobs.tolist()) for s in episode.segments])
+                                    else s.sampling_logprobs.tolist(), policy_version=s.policy_version)
+                      for s in episode.segments])
 
     def episode(self) -> Episode:
         """The row as an episode."""
@@ -105,7 +108,7 @@ class EpisodeRecord(BaseModel):
         if self.verdict_reason is not None:
             verdict = Verdict(self.verdict_reward, self.verdict_passed, self.verdict_reason,
                               json.loads(self.verdict_details))
-        segments = [Segment.sampled(s.token_ids, s.logprobs or [], s.sampling_logprobs) if s.generated
+        segments = [Segment.sampled(s.token_ids, s.logprobs or [], s.sampling_logprobs, s.policy_version) if s.generated
                     else Segment.text(s.token_ids, s.role) for s in self.segments]
         turns = [Turn(t.action, t.observation, t.role, t.valid, t.reward) for t in self.turns]
         return Episode(self.env_id, self.task_id, self.split, self.seed, self.system, self.prompt, segments, turns,
@@ -132,6 +135,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.episodes = path / "episodes"
+        self.ahead = path / "ahead"
         self.metrics = path / "metrics.jsonl"
         self.credit = path / "credit"
         self.checkpoints = path / "checkpoints"
@@ -139,7 +143,7 @@ class RunFolder:
 
     def create(self) -> RunFolder:
         """Make the folders, and clear away what a killed writer left half done."""
-        for folder in (self.path, self.episodes, self.credit, self.checkpoints):
+        for folder in (self.path, self.episodes, self.ahead, self.credit, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
             for unfinished in folder.glob(".writing-*"):
                 shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
@@ -153,6 +157,17 @@ class RunFolder:
     def group_file(self, step: int, group: int) -> Path:
         """Where a group's episodes stand, or will."""
         return self.episodes / f"step-{step:06d}-group-{group:04d}.parquet"
+
+    def ahead_file(self, group: int) -> Path:
+        """Where a group stands until a step is trained on it."""
+        return self.ahead / f"group-{group:06d}.parquet"
+
+    def set_back(self, step: int) -> None:
+        """The groups of `step` and later are such that no step was trained on: the run goes on from `step`."""
+        for file in self.episodes.glob("step-*.parquet"):
+            _, of, _, group = file.stem.split("-")
+            if int(of) >= step:
+                file.replace(self.ahead_file(int(group)))
 
     def read_episodes(self) -> Iterator[Episode]:
         """Every episode, in the order of their ids."""
@@ -231,7 +246,8 @@ def _schema() -> Any:
     import pyarrow as pa
 
     segment = pa.struct([("role", pa.string()), ("generated", pa.bool_()), ("token_ids", pa.list_(pa.int32())),
-                         ("logprobs", pa.list_(pa.float32())), ("sampling_logprobs", pa.list_(pa.float32()))])
+                         ("logprobs", pa.list_(pa.float32())), ("sampling_logprobs", pa.list_(pa.float32())),
+                         ("policy_version", pa.int64())])
     turn = pa.struct([("action", pa.string()), ("observation", pa.string()), ("role", pa.string()),
                       ("valid", pa.bool_()), ("reward", pa.float64())])
     kinds = {"turns": pa.list_(turn), "segments": pa.list_(segment), "passed": pa.bool_(), "verdict_passed": pa.bool_(),

@@ -103,7 +103,7 @@ def test_the_same_seed_is_the_same_sample_whenever_it_was_asked_for(chat: ChatFo
             assert sample.token_ids == expected.token_ids
             np.testing.assert_allclose(sample.logprobs, expected.logprobs, atol=1e-4)
             context = [*context, *sample.token_ids, 40 + turn]
-    assert agent.idle_s >= 0
+    assert agent.busy_s > 0
     assert agent.engine._batch is not None  # type: ignore[attr-defined]  # it is a transformers engine
     assert len(agent.engine._batch.kept) == 0, "all episodes are over"  # type: ignore[attr-defined]
 
@@ -161,3 +161,66 @@ def test_a_cancelled_request_is_nobody_s_and_the_others_get_theirs(chat: ChatFor
 
     assert len(asyncio.run(run())) == 3
     assert len(asyncio.run(run())) == 3, "the agent is used again"
+
+
+class Steady:
+    """An engine that takes five steps for a turn, whoever comes meanwhile."""
+
+    max_context = 100
+
+    def __init__(self) -> None:
+        self.policy_version, self.left = 3, dict[int, int]()
+        self.added = 0
+
+    def stream(self, sampling: Sampling, stop_ids: Sequence[int]) -> Steady:
+        return self
+
+    @property
+    def unfinished(self) -> int:
+        return len(self.left)
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        numbers = list(range(self.added, self.added + len(requests)))
+        self.added += len(requests)
+        self.left |= dict.fromkeys(numbers, 5)
+        return numbers
+
+    def step(self) -> list[tuple[int, Sample]]:
+        time.sleep(0.01)
+        self.left = {number: left - 1 for number, left in self.left.items()}
+        over = [number for number, left in self.left.items() if not left]
+        zero = np.zeros(1, np.float32)
+        return [(number, Sample([number], zero, zero, ended=True)) for number in over if self.left.pop(number) == 0]
+
+    def forget(self) -> None:
+        self.left.clear()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_new_weights_come_between_two_turns_and_each_turn_notes_whose_it_is(chat: ChatFormat, fails: bool) -> None:
+    engine: Any = Steady()
+    agent = AsynchronousAgent(engine, chat)
+    seen: list[tuple[int, int]] = []
+
+    def load() -> None:
+        seen.append((engine.unfinished, engine.added))
+        if fails:
+            raise EngineError("no weights")
+        engine.policy_version = 4
+
+    async def run() -> list[list[Sample]]:
+        first = asyncio.ensure_future(episode(agent, 0, 2, nothing))
+        await asyncio.sleep(0.015)  # its first turn is under way
+        other = asyncio.ensure_future(episode(agent, 2, 1, nothing))
+        await asyncio.sleep(0.015)  # as is this one's, which ends later
+        loaded = asyncio.ensure_future(agent.between_turns(load))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(episode(agent, 1, 1, nothing))
+        if fails:
+            with pytest.raises(EngineError, match="no weights"):
+                await loaded
+        return list(await asyncio.gather(first, other, second))
+
+    versions = [[sample.policy_version for sample in said] for said in asyncio.run(run())]
+    assert seen == [(0, 2)], "behind the turns that were under way, and before the one that had come meanwhile"
+    assert versions == ([[3, 3], [3], [3]] if fails else [[3, 4], [3], [4]])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import turncredit
-from turncredit.agents import ChatFormat, EngineAgent, Request, Sample, Sampling, ScriptedAgent
+from turncredit.agents import AsynchronousAgent, ChatFormat, EngineAgent, Request, Sample, Sampling, ScriptedAgent
 from turncredit.agents.scripted import SCRIPTS
 
 
@@ -68,6 +68,30 @@ def test_a_batch_waits_for_every_running_episode_and_keeps_their_order(agent: En
     assert (agent.policy_version, agent.max_context) == (3, 100)
     engine.batches.clear()
     assert asyncio.run(run()) == [[0], [1, 11], [2, 12, 22], [3, 13, 23, 33]], "the agent is used again"
+
+
+@pytest.mark.parametrize("kind", [EngineAgent, AsynchronousAgent])
+def test_the_engine_rests_where_the_last_episode_has_ended_and_not_before(chat: ChatFormat, kind: Any) -> None:
+    class Rests(Echoing):
+        rested = 0
+
+        def rest(self) -> None:
+            self.rested += 1
+
+    engine = Rests()
+    agent = kind(engine, chat)
+
+    async def run() -> list[int]:
+        seats = [agent.start(None) for _ in range(2)]
+        await asyncio.gather(*(seat.act(Request([1], 4, seed=i)) for i, seat in enumerate(seats)))
+        await asyncio.sleep(0.05)  # until whoever asked the engine is done with it
+        found = [engine.rested]
+        for seat in seats:
+            seat.end()
+            found.append(engine.rested)
+        return found
+
+    assert asyncio.run(run()) == [0, 0, 1]
 
 
 def test_an_engine_that_fails_fails_for_all_who_asked_and_is_asked_again(agent: EngineAgent, engine: Echoing) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from turncredit.agents.endpoint import Endpoint, EndpointSettings
 from turncredit.agents.tiny import make_tiny_model
-from turncredit.agents.vllm_server import LocalServer
+from turncredit.agents.vllm_process import LocalServer
 from turncredit.config import EnvConfig, ModelConfig, TinyModel
 from turncredit.evaluate import Score, Suite
 from turncredit.evaluate.evaluation import Evaluation, Wanted

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,10 +30,13 @@ from tensordict.tensorclass import NonTensorData
 from verl import DataProto
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
 from verl.trainer.ppo.ray_trainer import compute_advantage
+from verl.utils import tensordict_utils as tu
 from verl.workers.config import ActorConfig
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.utils import postprocess_batch_func, prepare_micro_batches
 from verl.workers.utils.losses import ppo_loss
 
-from turncredit.integrations.verl import SelfConditioned, sampled_kl
+from turncredit.integrations.verl import SelfConditioned, actor_loss, sampled_kl
 
 G, TOKENS = 4, 10
 PROMPTS = [[{"role": "system", "content": "Answer."}, {"role": "user", "content": f"What is {n} + 2?"}] for n in (1, 2)]
@@ -109,6 +115,68 @@ def test_the_advantages_that_verl_computes_are_the_paper_s(policy: Any, data: Da
     for i in range(G, 2 * G):
         assert torch.allclose(advantages[i][mask[i]], (weights[i] * unsolved[i - G])[mask[i]].float(), atol=1e-5)
     assert advantages[:G].abs().max() > 0.1 and advantages[G:].abs().max() > 0.01
+
+
+def actor_measures(model: Any, rows: TensorDict, loss: Any, remove_padding: bool, size: int | None) -> TensorDict:
+    """What verl's FSDP actor does with a batch on its way through the model, without the devices that it asks for.
+
+    Args:
+        size: rows of a micro-batch; None for one that verl composes by length.
+    """
+    actor = object.__new__(FSDPEngineWithLMHead)
+    actor.pad_to_length, actor.use_ulysses_sp, actor.module = False, False, model
+    tu.assign_non_tensor(rows, use_remove_padding=remove_padding, use_dynamic_bsz=size is None)
+    bound: dict[str, Any] = {"max_token_len_per_gpu": 200} if size is None else {"micro_batch_size_per_gpu": size}
+    tu.assign_non_tensor(rows, **bound)
+    batches, indices = prepare_micro_batches(rows)
+    assert len(batches) > 1
+    given = []
+    for batch in batches:
+        inputs, arguments = actor.prepare_model_inputs(batch)
+        with torch.no_grad():
+            if remove_padding:  # verl's attention tells packed rows apart by their positions; without it, row by row
+                ends = batch["input_ids"].offsets().tolist()
+                logits = torch.cat([model(inputs["input_ids"][:, a:b]).logits for a, b in itertools.pairwise(ends)], 1)
+            else:
+                logits = model(**inputs).logits
+            found = actor.prepare_model_outputs(SimpleNamespace(logits=logits), arguments, batch, loss)
+            zero, metrics = loss(model_output=found, data=batch, dp_group=None)
+        given.append({"model_output": found, "loss": float(zero), "metrics": metrics})
+    out = postprocess_batch_func(given, indices, rows)
+    assert out["loss"] == [0.0] * len(batches)
+    return tu.get_tensordict(out["model_output"])
+
+
+@pytest.mark.parametrize("remove_padding", [False, True])
+@pytest.mark.parametrize("size", [2, None])
+def test_the_divergence_over_the_whole_vocabulary_is_measured_in_the_actor(
+        policy: Any, data: DataProto, remove_padding: bool, size: int | None) -> None:
+    tokenizer, model = policy
+    teacher = SelfConditioned(data, tokenizer, seed=5)
+    found = actor_measures(model, teacher.pairs(), partial(actor_loss, config=None), remove_padding, size)
+    with teacher.measured(found):
+        advantages = compute_advantage(data, adv_estimator="sc_grpo").batch["advantages"]
+
+    with torch.no_grad():
+        expected = token_kl(logprobs_and_logits(model, teacher.batch().batch)[1],
+                            logprobs_and_logits(model, data.batch)[1])
+    there, mask = data.batch["attention_mask"][:, -TOKENS:].bool(), data.batch["response_mask"].bool()
+    assert teacher._divergence is not None
+    assert torch.allclose(teacher._divergence[there], expected[there], atol=1e-5)
+    active = mask & torch.tensor([r is not None for r in teacher.references])[:, None]
+    assert expected[active].mean() > 1e-3
+    weights = torch.where(active, kl_weight(expected, active), 1.0)
+    for i, earned in enumerate(grpo_advantages(REWARDS[:G])):
+        assert torch.allclose(advantages[i][mask[i]], (weights[i] * earned)[mask[i]].float(), atol=1e-4)
+
+
+def test_an_actor_that_measures_nothing_is_refused(policy: Any, data: DataProto) -> None:
+    teacher = SelfConditioned(data, policy[0], seed=5)
+    with pytest.raises(UserError, match=r"the actor measured no divergence: call actor.set_loss_fn"), (
+            teacher.measured(TensorDict({}, batch_size=[4 * G]))):
+        pass
+    with pytest.raises(UserError, match=r"an actor's worker has 7 of \d+ tokens: .* ulysses_sequence_parallel_size to"):
+        actor_loss(None, student_logits=torch.zeros(1, 7, 3), data=teacher.pairs())
 
 
 def test_the_teacher_reads_the_reference_and_the_same_response(policy: Any, data: DataProto) -> None:

@@ -7,12 +7,14 @@ import copy
 import pytest
 import torch
 import transformers
+from torch.nn.attention import flex_attention
 
 from turncredit.config import ModelConfig
 from turncredit.episode import Segment
 from turncredit.trainer import attention
 from turncredit.trainer.attention import Block, Packing, packed_attention
 from turncredit.trainer.batch import make_batch
+from turncredit.trainer.flex import attention_of_row
 from turncredit.trainer.policy import Policy
 
 PROMPT, OTHER = [5, 6, 7, 8, 9, 10, 11], [12, 13]
@@ -164,3 +166,71 @@ def test_under_autocast_norms_may_leave_queries_in_float32(policy_of, monkeypatc
     monkeypatch.undo()
     expected = one.hidden(make_batch(sequences()))
     assert 1e-4 * expected.norm() < (hidden - expected).norm() < 0.05 * expected.norm()
+
+
+# Flex attention: torch lets it run backward on a CPU only where its check is taken out, and then uncompiled.
+
+
+@pytest.fixture
+def backward_on_cpu(monkeypatch):
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_flex_attention_of_a_row_equals_its_blocks_in_value_and_gradient(architecture, policy_of, backward_on_cpu):
+    one = made(policy_of, architecture, torch.float32, **ARCHITECTURES[architecture])
+    batch = make_batch(sequences())
+    expected = states_and_gradient(one, batch)
+    assert not one.flex and one._flex_is_exact()
+    one.flex = True
+    for value, wanted in zip(states_and_gradient(one, batch), expected):
+        assert 0 < (value - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("window", [None, 1, 40, 1000])
+def test_flex_attention_of_long_rows_with_grouped_heads_equals_their_blocks(window, backward_on_cpu):
+    torch.manual_seed(0)
+    blocks = (Block(0, 150), Block(150, 151, 0, 150), Block(151, 300, 0, 150), Block(300, 301),
+              Block(301, 420, 300, 301))
+    inputs = [torch.randn(1, heads, 420, 8, requires_grad=True) for heads in (4, 2, 2)]
+    results = []
+    for compute in (attention_of_row, packed_attention):
+        found = compute(*inputs, Packing(blocks), 0.3, window)
+        results.append([found, *torch.autograd.grad(found.sin().sum(), inputs)])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_flex_attention_is_compiled_once_for_rows_of_all_lengths_and_any_blocks(backward_on_cpu, monkeypatch):
+    """Were it compiled for each row, torch would give up after some, and lay out all pairs of tokens."""
+    torch.manual_seed(0)
+    graphs = []
+    compiled = torch.compile(flex_attention.flex_attention, dynamic=True,
+                             backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    monkeypatch.setattr(flex_attention, "flex_attention", compiled)
+    for window in (None, 40):
+        for first, second, last in ((150, 151, 300), (100, 260, 500), (130, 131, 1000), (128, 256, 512)):
+            blocks = (Block(0, first), Block(first, second, 0, first), Block(second, last, 0, first),
+                      *(Block(last + i, last + i + 1) for i in range(first % 3)))
+            inputs = [torch.randn(1, heads, blocks[-1].stop, 8, requires_grad=True) for heads in (4, 2, 2)]
+            found, expected = (compute(*inputs, Packing(blocks), None, window)
+                               for compute in (attention_of_row, packed_attention))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 2  # with a window and without
+
+
+def test_where_flex_attention_does_not_work_or_is_not_exact_blocks_are_read_and_a_warning_says_why(
+        policy_of, monkeypatch, caplog, backward_on_cpu):
+    model = policy_of()
+    monkeypatch.setattr(Policy, "_takes_flex", True)  # as on a GPU
+    assert Policy(model.model, model.tokenizer, model.config).flex
+    monkeypatch.setattr(attention, "flex_attention", lambda *given: 1.1 * attention_of_row(*given))
+    one = Policy(model.model, model.tokenizer, model.config)
+    assert one.packs and not one.flex and "it computes something else" in caplog.text
+    monkeypatch.undo()
+    caplog.clear()
+    monkeypatch.setattr(Policy, "_takes_flex", True)
+    one = Policy(model.model, model.tokenizer, model.config)
+    assert one.packs and not one.flex
+    assert "flex attention cannot be used: FlexAttention does not support backward on CPU" in caplog.text
+    states_and_gradient(one, make_batch(sequences()))

@@ -74,6 +74,52 @@ def test_all_but_the_newest_few_are_dropped_once_a_newer_one_is_whole(saved):
     assert [p.name for p in sorted(folder.iterdir())] == ["step-000006", "step-000008"]
 
 
+@pytest.fixture
+def scored(saved):
+    """scored(step, score, **kept): writes one more checkpoint; returns the steps of those that are there then."""
+    folder, policy, optimizer = saved
+
+    def save(step, score, keep=1, keep_best=2):
+        save_checkpoint(folder, step, policy, optimizer, {"score": score}, keep, keep_best)
+        return [int(p.name[-6:]) for p in sorted(folder.iterdir())]
+
+    return save
+
+
+def test_the_best_few_stay_beside_the_newest_and_of_equal_ones_the_earlier(scored):
+    assert scored(8, 0.3) == [8]  # those before it were not evaluated
+    assert scored(10, 0.5) == [8, 10]
+    assert scored(12, None) == [8, 10, 12]
+    assert scored(14, 0.5) == [10, 14]
+    assert scored(16, 0.5) == [10, 14, 16]
+    assert scored(18, 0.1, keep=2) == [10, 14, 16, 18]
+    assert scored(20, 0.9) == [10, 20]
+    assert scored(22, 1.0, keep_best=0) == [22]
+
+
+def test_one_that_is_damaged_takes_no_place_among_the_best(saved, scored):
+    scored(8, 0.9)
+    (saved[0] / "step-000008" / "optimizer.pt").write_bytes(b"")
+    scored(10, 0.2)
+    assert scored(12, 0.1) == [10, 12]
+
+
+def test_a_run_killed_between_a_checkpoint_and_the_dropping_of_others_has_lost_none(saved, scored, monkeypatch):
+    scored(8, 0.9)
+    scored(10, 0.1)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scored(12, 0.5)
+    assert [p.name for p in sorted(saved[0].iterdir())] == ["step-000008", "step-000010", "step-000012"]
+    assert newest_checkpoint(saved[0]).name == "step-000012"
+    assert scored(12, 0.5) == [8, 12]  # done again, as a resumed run does it
+
+
 def test_the_optimiser_torchs_random_state_and_the_step_come_back_as_they_were(saved, policy_of):
     folder, policy, optimizer = saved
     torch.manual_seed(7)

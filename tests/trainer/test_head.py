@@ -149,6 +149,33 @@ def test_distributions_so_far_apart_that_they_underflow_stay_finite_in_value_and
     assert all(g.isfinite().all() for g in torch.autograd.grad(total, [hidden, weight]))
 
 
+@pytest.mark.parametrize("top", [1, 3, 10, 11, 100])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "js"])
+def test_a_divergence_of_the_likeliest_entries_is_one_of_so_many_and_the_rest(top, name):
+    """Of distributions with top + 1 entries, in value and gradient; the teacher's logprob is of its own."""
+    inputs = problem(tokens=9)
+    scores = score_tokens(*inputs, chunk=4, measures=Measures([name, "teacher_logprob"], [name], 0.3, top=top))
+    hidden, weight, _, teacher, bias = inputs
+    p = torch.softmax(hidden @ weight.T + bias, -1)
+    q = torch.softmax(teacher @ weight.T + bias, -1).detach()
+    chosen = [sorted(range(11), key=lambda entry: -row[entry])[:top] for row in p.tolist()]
+    p, q = ([torch.cat([row[own], 1 - row[own].sum()[None]] if len(own) < 11 else [row[own]])
+             for row, own in zip(rows, chosen)] for rows in (p, q))
+    m = [0.3 * b + 0.7 * a for a, b in zip(p, q)]
+
+    def kl(one, other):
+        return (one * (one / other).log()).sum()
+
+    expected = torch.stack([{"kl": lambda i: kl(q[i], p[i]), "reverse_kl": lambda i: kl(p[i], q[i]),
+                             "js": lambda i: 0.3 * kl(q[i], m[i]) + 0.7 * kl(p[i], m[i])}[name](i) for i in range(9)])
+    close(getattr(scores, name), expected)
+    close(scores.teacher_logprob, plainly(*inputs)["teacher_logprob"])
+    upstream = torch.arange(1.0, 10.0, dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad(upstream @ values, [hidden, weight, bias])
+                            for values in (getattr(scores, name), expected))):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-11)
+
+
 def test_what_is_not_asked_for_is_not_computed(monkeypatch):
     asked, projected = [], []
     measure, project = head._measure, head._Projection._project
@@ -190,6 +217,19 @@ def test_bfloat16_is_precise_to_its_rounding(name):
     assert (got.double() - expected).abs().max() <= BF16_ERROR * expected.abs().max()
     for one, other in zip(torch.autograd.grad(got.sum(), small[:2]), torch.autograd.grad(expected.sum(), doubled[:2])):
         assert (one.double() - other).norm() <= BF16_ERROR * other.norm()
+
+
+def test_a_head_of_another_precision_is_cast_to_the_states_and_its_gradient_is_in_its_own():
+    hidden, weight, targets, teacher, _ = problem(tokens=64, vocabulary=300, width=32, dtype=torch.bfloat16,
+                                                  with_bias=False)
+    master = weight.detach().float().requires_grad_()
+    cast, mixed = (score_tokens(hidden, w, targets, teacher, chunk=10, measures=Measures(MEASURES, ["reverse_kl"]))
+                   for w in (weight, master))
+    assert all(torch.equal(one, other) for one, other in zip(vars_of(cast).values(), vars_of(mixed).values()))
+    (one, rounded), (other, whole) = (torch.autograd.grad((s.logprobs + s.reverse_kl).sum(), (hidden, w))
+                                      for s, w in ((cast, weight), (mixed, master)))
+    assert torch.equal(one, other)
+    assert torch.equal(whole.bfloat16(), rounded) and not torch.equal(whole, rounded.float())
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 63, 64, 65, 512])

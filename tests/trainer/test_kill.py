@@ -95,7 +95,7 @@ def wait_for(seen, folder: Path, seconds=60.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         names = set()
-        for place in (folder, folder / "checkpoints", folder / "episodes"):
+        for place in (folder, folder / "checkpoints", folder / "episodes", folder / "ahead"):
             with contextlib.suppress(FileNotFoundError):
                 names |= set(os.listdir(place))  # noqa: PTH208  # the quickest there is
         if seen(names):
@@ -137,7 +137,8 @@ def assert_nothing_is_half_written(run: RunFolder):
         assert [line["step"] for line in run.read_metrics()] == list(range(len(run.read_metrics())))
 
 
-SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "tokens_per_second", "environment_s", "seconds")
+SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "engine_idle", "tokens_per_second", "environment_s",
+           "seconds")
 
 
 def assert_same_run(one: RunFolder, other: RunFolder):
@@ -217,3 +218,41 @@ def test_another_configuration_is_refused_in_one_sentence_that_names_the_keys(
     assert os.waitstatus_to_exitcode(status()) == 2
     assert "these keys differ: seed, trainer.lr" in log.read_text() and "Traceback" not in log.read_text()
     assert undisturbed.metrics.read_bytes() == before
+
+
+@pytest.mark.timeout(300)
+def test_a_continuous_run_that_is_killed_loses_no_task_and_trains_on_none_twice(command_line, tmp_path):
+    steps = 6
+    file = tmp_path / "continuous.yaml"
+    file.write_text(yaml.safe_dump(CONFIG | {
+        "rollout": CONFIG["rollout"] | {"schedule": "asynchronous", "staleness": 1},
+        "trainer": CONFIG["trainer"] | {"steps": steps, "old_logprobs": "recomputed"}}))
+
+    def read(run):
+        assert_nothing_is_half_written(run)
+        for group in run.ahead.glob("group-*.parquet"):
+            assert pyarrow.parquet.read_table(group).num_rows == 3
+
+    run, log = RunFolder(tmp_path / "killed"), tmp_path / "log"
+    moments = [saving("group-"), when(lambda names: "step-000002" in names), saving("step-000003-group"),
+               saving("step-000004")]
+    kills = 0
+    for moment in [*moments, None]:
+        resume = ["--resume"] if (run.path / "config.yaml").exists() else []
+        pid, status = command_line(["train", file, f"runs={tmp_path}", *resume], log)
+        if moment is not None:
+            moment(run.path)
+            os.kill(pid, signal.SIGKILL)
+        ended = status()
+        assert ended == (0 if moment is None or ended != signal.SIGKILL else signal.SIGKILL), log.read_text()
+        kills += ended == signal.SIGKILL
+        read(run)
+    assert kills >= 3
+    metrics = run.read_metrics()
+    assert [line["step"] for line in metrics] == list(range(steps))
+    trained = [tuple(map(int, path.stem.split("-")[1::2])) for path in run.episodes.glob("step-*.parquet")]
+    assert sorted(step for step, _ in trained) == [step for step in range(steps) for _ in range(2)]
+    numbers = sorted([*(number for _, number in trained), *(n for line in metrics for n in line["tasks stale"])])
+    assert numbers == list(range(len(numbers))), "every task once: trained on, or counted as too old"
+    assert not list(run.ahead.glob("*.parquet"))
+    assert all(e.step - 1 <= e.policy_version <= e.step for e in run.read_episodes())

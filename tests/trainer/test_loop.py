@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from turncredit.config import ModelConfig
+from turncredit.config import ModelConfig, load_config
 from turncredit.envs import Reply, TextEnv, make
 from turncredit.episode import StopReason, Task, Verdict
 from turncredit.errors import UserError
@@ -76,8 +76,8 @@ def same_weights(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "evaluation_s", "tokens_per_second", "environment_s",
-           "seconds")
+SECONDS = ("sampling_s", "credit_s", "update_s", "weights_s", "engine_idle", "evaluation_s", "tokens_per_second",
+           "environment_s", "seconds")
 
 
 def without_seconds(metrics):
@@ -243,6 +243,32 @@ def test_every_stored_episode_is_scored_by_the_weights_of_its_step_as_it_was_sam
 def test_only_the_newest_checkpoints_are_kept(relay_config, begun):
     run = train(begun(relay_config(trainer={"keep_checkpoints": 2, "steps": 3})), Watching(), resume=True)
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_the_best_checkpoints_are_kept_with_all_that_a_run_needs_to_go_on(relay_config, begun):
+    evaluation = {"envs": [{"id": "turncredit-tests/Relay-v0", "split": "test"}], "tasks": 6, "k": 2, "every": 1}
+    trainer = {"steps": 5, "save_every": 4, "keep_checkpoints": 1, "keep_best_checkpoints": 2}
+    run = train(begun(relay_config(evaluation=evaluation, trainer=trainer)), Watching(), resume=True)
+    scores = {line["step"] + 1: line["evaluation"][0]["avg"] for line in run.read_metrics()}
+    best = sorted(scores, key=lambda step: (-scores[step], step))[:2]
+    left = {int(p.name[-6:]) for p in run.checkpoints.iterdir()}
+    assert left == {5, *best} and min(left) < 4
+    assert {step: json.loads((run.checkpoints / f"step-{step:06d}" / "state.json").read_text())["score"]
+            for step in left} == {step: scores[step] for step in left}
+    whole = run.path.with_name("whole")
+    shutil.copytree(run.path, whole)
+    for folder in (run.path / "policy", *sorted(run.checkpoints.iterdir())[1:]):
+        shutil.rmtree(folder)
+    train(load_config(run.path / "config.yaml"), watching := Watching(), resume=True)
+    assert [step for step, _, _ in watching.steps] == list(range(min(left), 5))
+    assert_same_run(run, RunFolder(whole))
+    assert {int(p.name[-6:]) for p in run.checkpoints.iterdir()} == left
+
+
+@pytest.mark.parametrize("evaluation", [{}, {"envs": [{"id": "turncredit/Pantry-v0", "split": "ood"}], "every": 2}])
+def test_best_checkpoints_without_an_evaluation_in_distribution_are_refused(evaluation, relay_config):
+    with pytest.raises(UserError, match=r"keep_best_checkpoints is 1 without evaluations in distribution: set"):
+        relay_config(evaluation=evaluation, trainer={"keep_best_checkpoints": 1})
 
 
 # Exact resume (invariant 6).

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from turncredit.config import ModelConfig
 from turncredit.errors import UserError
 from turncredit.rollout import Budget
+from turncredit.trainer import head
 from turncredit.trainer.batch import make_batch
 from turncredit.trainer.head import score_tokens
 from turncredit.trainer.policy import Policy
@@ -53,6 +55,41 @@ def test_hidden_states_are_those_that_predict_the_generated_tokens(policy_of, sa
             logprobs = torch.log_softmax(policy.model(ids[None]).logits[0], -1)
         expected += [logprobs[t - 1, ids[t]] for t in range(1, len(ids)) if episode.generated[t]]
     torch.testing.assert_close(got, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+class Casts(TorchDispatchMode):
+    """Counts tensors of one shape that are put into bf16."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += (operation is torch.ops.aten._to_copy.default and args[0].shape == self.shape
+                       and (kwargs or {}).get("dtype") is torch.bfloat16)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_under_autocast_tokens_are_scored_as_the_model_projects_them_and_its_head_is_cast_once(
+        policy_of, sample_groups, monkeypatch):
+    """A CPU's autocast stands in for a GPU's: float32 weights, computed in bf16."""
+    monkeypatch.setattr(Policy, "precision", lambda self: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(head, "CACHED_ELEMENTS", 1)  # many chunks: 64 positions each
+    policy = policy_of()
+    episodes = sample_groups(policy, 2, 4)[0].episodes * 3
+    batch = make_batch([e.segments for e in episodes])
+    assert len(batch.targets) > 2 * 64
+    with Casts(policy.head.weight.shape) as casts:
+        scores = policy.scores(batch, batch)
+        scores.logprobs.sum().backward()
+    assert casts.count == 1
+    cast = policy.head.weight.detach().bfloat16()
+    with torch.no_grad():
+        hidden = policy.hidden(batch)
+        assert hidden.dtype is torch.bfloat16
+        expected = torch.log_softmax((hidden @ cast.T).float(), -1).gather(1, batch.targets[:, None])[:, 0]
+    assert torch.equal(scores.logprobs, expected)
+    assert torch.equal(scores.kl, torch.zeros_like(scores.kl))
 
 
 def test_a_saved_policy_is_loaded_bit_for_bit(template, policy_of, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from turncredit.episode import Floats
 from turncredit.errors import EngineError, UserError
@@ -45,6 +45,7 @@ class Sample:
     logprobs: Floats  # [tokens], under the policy at temperature 1
     sampling_logprobs: Floats  # [tokens], under the distribution that was sampled from
     ended: bool  # a stop token was sampled; False where the token limit came first
+    policy_version: int | None = None  # the weights' that sampled it; None: those of the agent as it stands
 
 
 class Engine(Protocol):
@@ -59,6 +60,14 @@ class Engine(Protocol):
 
     def forget(self) -> None:
         """Drop what is kept of episodes: none is running any more."""
+
+
+@runtime_checkable
+class Rests(Protocol):
+    """An engine that can give its memory up for a while."""
+
+    def rest(self) -> None:
+        """Nobody samples until somebody does: a policy is trained on the same GPU, say."""
 
 
 class Stream(Protocol):

@@ -44,6 +44,11 @@ class EngineAgent:
         """The engine's, in tokens."""
         return self.engine.max_context
 
+    @property
+    def busy_s(self) -> float:
+        """In which the engine has worked so far."""
+        return self._calls.busy_s
+
     def start(self, env: Any) -> _Seat:
         """Take a seat in the batch."""
         self._running += 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from turncredit.agents.base import Engine, Sample
+from turncredit.agents.base import Engine, Rests, Sample
 from turncredit.daemon import in_daemon_thread
 from turncredit.errors import EngineError
 
@@ -31,6 +32,7 @@ class EngineCalls:
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
+        self.busy_s = 0.0  # that calls have taken
         self._busy = threading.Lock()
         self._hung = False
         self._forget: Engine | None = None
@@ -65,10 +67,12 @@ class EngineCalls:
         return await self.run(call)
 
     def forget(self, engine: Engine) -> None:
-        """Let the engine forget what it keeps: now, or before its next call where one is under way."""
+        """Let the engine forget what it keeps, and rest: now, or before its next call where one is under way."""
         if self._busy.acquire(blocking=False):
             try:
                 engine.forget()
+                if isinstance(engine, Rests):
+                    engine.rest()
             finally:
                 self._busy.release()
         else:
@@ -79,4 +83,8 @@ class EngineCalls:
             if self._forget is not None:
                 self._forget.forget()
                 self._forget = None
-            return call()
+            began = time.perf_counter()
+            try:
+                return call()
+            finally:
+                self.busy_s += time.perf_counter() - began

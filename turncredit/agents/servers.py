@@ -61,10 +61,11 @@ class Servers(ABC):
         self.servers = list(servers)
         self.usage = Usage()
         self.failures = [0] * len(self.servers)  # requests that each server failed, after its retries
-        self._clients = [openai.OpenAI(base_url=url, api_key=api_key, timeout=timeout_s, max_retries=retries)
-                         for url in servers]
+        self._client = partial(openai.OpenAI, api_key=api_key, timeout=timeout_s, max_retries=retries)
+        self._clients = [self._client(base_url=url) for url in servers]
         self._errors: Any = (openai.OpenAIError, ValueError)  # a body that is no JSON is a ValueError
         self._failing = [False] * len(self.servers)
+        self._gone: set[int] = set()  # places whose server is asked for nothing
         self._lock = threading.Lock()
         self.longest_s = (retries + 1) * (timeout_s + PAUSE_S)
         self._pause_s = 60 / requests_per_minute if requests_per_minute else 0.0
@@ -101,24 +102,53 @@ class Servers(ABC):
         Raises:
             EngineError: none does.
         """
-        first = (request.episode or 0) % len(self.servers)  # an episode stays where its earlier turns are cached
-        order = [(first + i) % len(self.servers) for i in range(len(self.servers))]
-        order.sort(key=lambda i: self._failing[i])  # those that failed last time come last
-        reasons = []
-        for i in order:
-            self._wait_for_a_start()
+        reasons: list[str] = []
+        while True:
+            joined = self._joined()
+            for i in self._order_for(request):
+                self._wait_for_a_start()
+                asked()
+                try:
+                    sample = self._ask(i, request, sampling, stop_ids)
+                except Exception as error:  # whatever a server answers, it is that server's fault
+                    reasons.append(f"{self.servers[i]}: {type(error).__name__}: {error}")
+                    with self._lock:
+                        self.failures[i] += 1
+                        self._failing[i] = True
+                    continue
+                self._failing[i] = False
+                return sample
+            if not self._another(joined):
+                raise EngineError(f"no server gave a sample ({'; '.join(reasons) or self._why_none()})")
             asked()
-            try:
-                sample = self._ask(i, request, sampling, stop_ids)
-            except Exception as error:  # whatever a server answers, it is that server's fault
-                reasons.append(f"{self.servers[i]}: {type(error).__name__}: {error}")
-                with self._lock:
-                    self.failures[i] += 1
-                    self._failing[i] = True
-                continue
-            self._failing[i] = False
-            return sample
-        raise EngineError(f"no server gave a sample ({'; '.join(reasons)})")
+
+    def _order_for(self, request: Request) -> list[int]:
+        """Places that a request is taken to, one after the other."""
+        count = len(self.servers)
+        first = (request.episode or 0) % count  # an episode stays where its earlier turns are cached
+        order = [(first + i) % count for i in range(count) if (first + i) % count not in self._gone]
+        return sorted(order, key=lambda i: self._failing[i])  # those that failed last time come last
+
+    def _wake(self) -> None:  # noqa: B027  # those that never sleep have nothing to do
+        """Somebody samples again."""
+
+    def _put(self, place: int, url: str) -> None:
+        """Another server in a place."""
+        self.servers[place], self._clients[place] = url, self._client(base_url=url)
+        self._failing[place] = False
+        self._gone.discard(place)
+
+    def _joined(self) -> int:
+        """Servers that came up in a place so far."""
+        return 0
+
+    def _another(self, joined: int) -> bool:
+        """Whether more servers came up than `joined`; waits where one is on its way."""
+        return False
+
+    def _why_none(self) -> str:
+        """Why there is no server to be asked."""
+        return "none is left"
 
     def _wait_for_a_start(self) -> None:
         """Starts are spread evenly over the minute."""
@@ -167,6 +197,7 @@ class _Requests:
         return len(self._under_way)
 
     def add(self, requests: Sequence[Request]) -> list[int]:
+        self._engine._wake()
         numbers = list(range(self._added, self._added + len(requests)))
         self._added += len(requests)
         for number, request in zip(numbers, requests):

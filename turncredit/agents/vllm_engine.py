@@ -11,6 +11,7 @@ import numpy as np
 
 from turncredit.agents.adapter_files import NAME, AdapterFiles
 from turncredit.agents.base import Request, Sample, Sampling
+from turncredit.agents.vllm_server import free_cached
 from turncredit.errors import EngineError, MissingExtra, UserError
 
 
@@ -26,6 +27,8 @@ class VllmEngine:
         cache_gb: memory for keys and values, where the engine runs on the CPU.
         memory_share: of a GPU's memory, for weights, keys and values.
         adapter: where a LoRA adapter is written that `load` takes in place of whole weights; None for none.
+        sleep_level: how it gives its GPU's memory up while nobody samples: 1 keeps the weights in the CPU's memory; 2
+            drops them, and takes those again that it was given last, as they then are; 0 for never.
         options: for vLLM's `LLM`, beyond these.
     Raises:
         MissingExtra: vllm is not installed.
@@ -34,7 +37,7 @@ class VllmEngine:
 
     def __init__(self, folder: str | Path, max_context: int | None = None, max_batch: int = 64, dtype: str = "auto",
                  cache_gb: int = 1, memory_share: float = 0.4, adapter: AdapterFiles | None = None,
-                 **options: Any) -> None:
+                 sleep_level: int = 0, **options: Any) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # else weights would have to be pickled
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cache_gb))
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
@@ -50,6 +53,9 @@ class VllmEngine:
             "dtype": dtype, "max_model_len": max_context, "max_num_seqs": max_batch, "skip_tokenizer_init": True,
             "enable_prefix_caching": True, "gpu_memory_utilization": memory_share, "generation_config": "vllm",
             "disable_log_stats": True, "logprobs_mode": "raw_logprobs", **self._for_this_device()}
+        if sleep_level:
+            _refuse_sleepless(vllm)
+            settings |= {"enable_sleep_mode": True}
         if adapter is not None:
             settings |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter.room}
         try:
@@ -59,6 +65,8 @@ class VllmEngine:
                             ) from error
         self._engine: Any = self._llm.llm_engine
         self.max_context = int(self._engine.model_config.max_model_len)
+        self._sleep_level, self._asleep = sleep_level, False
+        self._given: list[tuple[str, Any]] = []
         self._added = 0
         self._threads = self._threads_now()
 
@@ -99,7 +107,8 @@ class VllmEngine:
         waiting = list(self._engine.output_processor.request_states)
         if waiting:
             self._engine.abort_request(waiting, internal=True)
-        self._llm.reset_prefix_cache()
+        if not self._asleep:
+            self._llm.reset_prefix_cache()
 
     def load(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Take over new weights, and forget what others read.
@@ -108,17 +117,50 @@ class VllmEngine:
             weights: by the names that they have in the model's folder; with an `adapter`, its own.
         """
         self.forget()
+        self._wake_for("weights")
         if self._adapter is None:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+            self._given = list(weights)
+            self._reload()
         else:
             path = str(self._adapter.write(weights))
             self._lora = self._vllm.lora.request.LoRARequest(NAME, 1, path, load_inplace=True)
             self._engine.add_lora(self._lora)
+        self._wake_for("kv_cache")
         self._llm.reset_prefix_cache()
+
+    def rest(self) -> None:
+        """Give the GPU's memory up, if that is wanted; the next request takes it back."""
+        if self._sleep_level and not self._asleep:
+            self._llm.sleep(level=self._sleep_level if self._given else 1)
+            self._asleep = True
+
+    def _wake(self) -> None:
+        """Take back what was given up, weights too."""
+        if self._asleep:
+            self._wake_for("weights")
+            if self._sleep_level == 2 and self._given:
+                self._reload()
+            self._wake_for("kv_cache")
+
+    def _wake_for(self, what: str) -> None:
+        """In two steps, so that weights that are being read do not find the cache in their way."""
+        if self._asleep:
+            free_cached()
+            self._llm.wake_up(tags=[what])
+            self._asleep = what != "kv_cache"
+
+    def _reload(self) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(self._given)})
 
     def close(self) -> None:
         """Free its memory."""
         self._engine.engine_core.shutdown()
+
+
+def _refuse_sleepless(vllm: Any) -> None:
+    if not vllm.platforms.current_platform.is_sleep_mode_available():
+        raise UserError("engine.sleep is true: vLLM has no sleep mode on this platform, which has to be a GPU; set it "
+                        "to false")
 
 
 class _Requests:
@@ -135,6 +177,7 @@ class _Requests:
         return len(self._under_way) + len(self._refused)
 
     def add(self, requests: Sequence[Request]) -> list[int]:
+        self._owner._wake()
         numbers = []
         for request in requests:
             number = self._owner._added

@@ -21,6 +21,7 @@ from turncredit.trainer.tasks import TaskSampler
 if TYPE_CHECKING:
     from turncredit.trainer.demonstrations import Demonstrator
     from turncredit.trainer.policy import Policy
+    from turncredit.trainer.sampling import Sampled
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,25 @@ class AuditedRun:
         try:
             records = self._records(number)
             told = _ToldRollout({n: Group([r.episode() for r in part]) for n, part in records.items()})
-            sampled = StepSampler(cast(Any, told), self._tasks, self.config.rollout, self.config.seed).sample(number)
+            sampler = StepSampler(cast(Any, told), self._tasks, self.config.rollout, self.config.seed)
+            sampled = self._as_they_ended(told, number) if self.config.rollout.continuous else sampler.sample(number)
             credit = read_credit(self.folder.path, number)
         except (OSError, ValueError) as error:  # pyarrow's and pydantic's errors are among them
             raise Damaged(f"step {number}: cannot be read: {' '.join(str(error).split())[:160]}") from None
         if left := sorted(set(records) - set(told.tasks)):
             raise Damaged(f"step {number}: group {left[0]} is there, and was never sampled")
         return RecordedStep(number, line, records, sampled.every, sampled.trained, told.tasks, credit)
+
+    def _as_they_ended(self, told: _ToldRollout, step: int) -> Sampled:
+        """The groups of a step that took those which ended first."""
+        from turncredit.trainer.sampling import Sampled
+
+        wanted, numbers = self.config.rollout, sorted(told.groups)
+        if len(numbers) != wanted.groups:
+            raise Damaged(f"step {step}: {len(numbers)} groups are there instead of {wanted.groups}")
+        tasks = [self._tasks.numbered(n, wanted.groups) for n in numbers]
+        every = told.sample_groups(tasks, wanted.group_size, 0, step, numbers=numbers)
+        return Sampled(every, every, 0)
 
     def find(self, episode: str) -> tuple[RecordedStep, Episode]:
         """An episode by its id, and its step.

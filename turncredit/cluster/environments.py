@@ -34,7 +34,7 @@ def environments_for(config: Config, world: World | None = None) -> Environments
     Raises:
         MissingExtra, UserError: the cluster cannot be had, or its workers cannot make the environments.
     """
-    if config.cluster.name == "none":
+    if config.cluster.name == "none" or config.cluster.workers == 0:
         return Here()
     if world is not None and world.size > 1 and config.cluster.address is None:
         raise UserError(f"cluster.address is null with {world.size} processes: each would start a cluster of its own; "
@@ -126,7 +126,7 @@ class RayEnvironments:
             try:
                 answer: Answer = self.ray.get(call, timeout=self._timeout_s)
             except self.ray.exceptions.RayError as error:
-                answer = Answer(raised=WorkerLost(_sentence(error)))
+                answer = Answer(raised=WorkerLost(first_line(error)))
             if answer.raised is not None:
                 why = answer.raised if isinstance(answer.raised, UserError) else (
                     f"{type(answer.raised).__name__}: {answer.raised}")
@@ -193,7 +193,7 @@ class RayEnvironments:
             raise
         except errors.RayError as error:
             self._mourn(seat)
-            raise WorkerLost(f"the worker on node {seat.node[:8]} is gone: {_sentence(error)}") from None
+            raise WorkerLost(f"the worker on node {seat.node[:8]} is gone: {first_line(error)}") from None
         return answer
 
     def _mourn(self, seat: _Seat) -> None:
@@ -217,7 +217,7 @@ class RayEnvironments:
                 try:
                     seat.node, seat.process = self.ray.get(began)
                 except self.ray.exceptions.RayError as error:
-                    log.warning("cluster: a worker could not be started: %s", _sentence(error))
+                    log.warning("cluster: a worker could not be started: %s", first_line(error))
                     self._seats.remove(seat)
             while replace and len(self._seats) < self._count:
                 self._seats.append(self._seat())
@@ -348,7 +348,7 @@ def connected(settings: ClusterConfig) -> tuple[Any, bool]:
                      address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray has one for each way that it fails
         raise UserError(f"cluster.address is {settings.address!r}: no Ray cluster could be joined there "
-                        f"({_sentence(error)}); start one with `ray start --head`") from None
+                        f"({first_line(error)}); start one with `ray start --head`") from None
     return ray, True
 
 
@@ -364,7 +364,7 @@ def _refuse_silent(address: str) -> None:
                         "`ray start --head`, or leave cluster.address out") from None
 
 
-def _sentence(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what Ray says, which goes on for many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -56,6 +56,8 @@ class ModelConfig(Strict):
     tiny: TinyModel | None = Field(None, description="make a small policy instead of loading one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["auto", "blocks"] = Field(
+        "auto", description="of packed rows; auto: in one kernel on GPUs (flex attention), in blocks elsewhere")
     chat_template: Path | None = Field(None, description="a Jinja file, in place of the tokenizer's template")
     template_options: dict[str, Any] = Field(default_factory=dict, description="such as {enable_thinking: false}")
     history: Literal["exact", "as-sampled"] = Field("exact", description="as-sampled accepts templates that rewrite it")
@@ -103,7 +105,12 @@ class RolloutConfig(Strict):
         "lockstep", description="asynchronous: nobody waits for a slow environment; repeatable but for rounding")
 
     staleness: int = Field(
-        0, ge=0, le=16, description="policy versions: so many steps are sampled while earlier ones are trained on")
+        0, ge=0, le=16, description="policy versions that samples may lag behind: sampling goes on during training")
+
+    @property
+    def continuous(self) -> bool:
+        """Whether a step takes the groups that end first, of those that are under way while it is trained."""
+        return self.schedule == "asynchronous" and self.staleness > 0
 
     @model_validator(mode="after")
     def _sampled_from_the_policy(self) -> RolloutConfig:
@@ -121,8 +128,11 @@ class EngineConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: as the trainer computes")
     servers: list[str] = Field(default_factory=list, description="running vLLM servers' URLs; empty: one is started")
     python: str | None = Field(None, description="an interpreter that has vllm, to start a server with; null: this one")
+    start_timeout_s: float = Field(600.0, gt=0, description="the longest that a server may take to come up")
+    restarts: int = Field(3, ge=0, description="of a server that was started here and died, in a run")
     cache_gb: int = Field(1, ge=1, description="vLLM on a CPU: memory for keys and values")
     memory_share: float = Field(0.4, gt=0, le=1, description="vLLM on a GPU: its share of the memory")
+    sleep: bool = Field(False, description="vLLM gives its GPU's memory up while the policy is trained on the same one")
     lora: Literal["merged", "adapter"] = Field(
         "merged", description="what vLLM gets with model.lora: whole weights, or the adapter beside the base's")
     accepted_difference: float | None = Field(
@@ -137,6 +147,9 @@ class EngineConfig(Strict):
     def _settings_fit(self) -> EngineConfig:
         if self.name != "vllm-server" and (self.servers or self.python):
             raise ValueError(f"engine.name is {self.name!r}: engine.servers and engine.python are for 'vllm-server'")
+        if self.name == "transformers" and self.sleep:
+            raise ValueError("engine.sleep is true with engine.name 'transformers', which has no memory of its own: "
+                             "set it to false")
         if self.name == "transformers" and self.lora == "adapter":
             raise ValueError("engine.lora is 'adapter' with engine.name 'transformers', which samples with the "
                              "trainer's own model: leave it out")
@@ -144,13 +157,16 @@ class EngineConfig(Strict):
 
 
 class ClusterConfig(Strict):
-    """Where environments run. `cluster: ray` is short for {name: ray}."""
+    """Where environments and engines run. `cluster: ray` is short for {name: ray}."""
 
     name: Literal["none", "ray"] = Field("none", description="none: in this process; ray: in a cluster's workers")
     address: str | None = Field(None, description="host:port of the head node, or auto; null: this machine alone")
-    workers: int | None = Field(None, ge=1, description="processes that hold environments; null: as many as fit")
+    workers: int | None = Field(
+        None, ge=0, description="processes that hold environments; null: as many as fit; 0: they stay in this process")
     worker_cpus: float = Field(1.0, gt=0, description="CPUs that each takes")
-    wait_s: float = Field(120.0, gt=0, description="the longest wait for a worker to begin")
+    engines: int = Field(0, ge=0, description="vLLM servers on nodes with GPUs; 0: none")
+    engine_gpus: int = Field(1, ge=0, description="GPUs of each, on one node; 0: on any node")
+    wait_s: float = Field(120.0, gt=0, description="the longest wait for a worker, or room for an engine")
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's, such as {py_modules: [./my_envs]}")
 
     @model_validator(mode="before")
@@ -197,8 +213,11 @@ class TrainerConfig(Strict):
     sharding: Literal["none", "full"] = Field(
         "none", description="full: torchrun's processes share weights and optimiser state (FSDP2) instead of copies")
     gradient_checkpointing: bool = Field(False, description="compute layers again in the backward pass: less memory")
+    compile: bool = Field(False, description="torch.compile over the layers that read episodes: for long runs on GPUs")
     save_every: int = Field(50, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest ones, which stay")
+    keep_best_checkpoints: int = Field(
+        0, ge=0, description="and those with the best evaluations; there is then a checkpoint behind each evaluation")
     credit_every: int = Field(1, ge=1, description="steps between the files of what each token earned")
     refused_steps: int = Field(3, ge=1, description="non-finite updates in a row before the run stops")
     silent_steps: int = Field(50, ge=1, description="updates in a row without any signal before the run stops")
@@ -292,13 +311,31 @@ class Config(Strict):
                              "has no second copy of an adapter; set engine.name to 'vllm' or rollout.staleness to 0")
         if self.engine.lora == "adapter" and self.model.lora is None:
             raise ValueError("engine.lora is 'adapter' without model.lora: there is no adapter to send; leave it out")
+        if self.engine.sleep and self.rollout.staleness:
+            raise ValueError(f"engine.sleep is true with rollout.staleness {self.rollout.staleness}, which samples "
+                             "while the policy is trained: set engine.sleep to false or rollout.staleness to 0")
+        if self.cluster.engines and (self.engine.name != "vllm-server" or self.engine.servers):
+            raise ValueError(f"cluster.engines is {self.cluster.engines} with engine.name {self.engine.name!r} and "
+                             f"{len(self.engine.servers)} engine.servers: set engine.name to 'vllm-server' and leave "
+                             "engine.servers out, or set cluster.engines to 0")
         if self.evaluation.every is not None and not self.evaluation.envs:
             raise ValueError(f"evaluation.every is {self.evaluation.every} without evaluation.envs: name what is to be "
                              "evaluated, or set it to null")
+        if self.trainer.keep_best_checkpoints and (self.evaluation.every is None or all(
+                env.split == "ood" for env in self.evaluation.envs)):
+            raise ValueError(f"trainer.keep_best_checkpoints is {self.trainer.keep_best_checkpoints} without "
+                             "evaluations in distribution: set evaluation.every, and name a split in evaluation.envs "
+                             "that is not 'ood'")
         if self.trainer.sharding == "full" and self.rollout.staleness:
             raise ValueError(f"trainer.sharding is 'full' with rollout.staleness {self.rollout.staleness}: shares of "
                              "weights are not sent to a second copy; set rollout.staleness to 0 or trainer.sharding "
                              "to 'none'")
+        if self.trainer.sharding == "full" and self.trainer.compile:
+            raise ValueError("trainer.sharding is 'full' with trainer.compile true: layers in shards are not compiled; "
+                             "set trainer.compile to false or trainer.sharding to 'none'")
+        if self.trainer.compile and self.trainer.gradient_checkpointing:
+            raise ValueError("trainer.compile is true with trainer.gradient_checkpointing true: layers that are "
+                             "computed again are not compiled; set one of them to false")
         if self.trainer.sharding == "full" and self.model.lora is not None:
             raise ValueError("trainer.sharding is 'full' with model.lora: adapters are too small to be shared out; set "
                              "trainer.sharding to 'none'")

@@ -4,12 +4,13 @@ from turncredit.envs import adapters
 from turncredit.envs.mcp_tools import McpEnv, McpServer
 from turncredit.envs.registry import list_envs, load_plugins, make, register, spec
 from turncredit.envs.splits import SPLITS, draw_from_split, split_of
-from turncredit.envs.text_env import Reply, TextEnv, TextSpace
+from turncredit.envs.text_env import Reply, TextEnv, TextSpace, has_solution
 from turncredit.envs.tools import Tool, ToolEnv, ToolError, tool
 from turncredit.episode import Task
 
 __all__ = ["SPLITS", "McpEnv", "McpServer", "Reply", "Task", "TextEnv", "TextSpace", "Tool", "ToolEnv", "ToolError",
-           "adapters", "draw_from_split", "list_envs", "load_plugins", "make", "register", "spec", "split_of", "tool"]
+           "adapters", "draw_from_split", "has_solution", "list_envs", "load_plugins", "make", "register", "spec",
+           "split_of", "tool"]
 
 register("turncredit/Arithmetic-v0", "turncredit.envs.arithmetic:Arithmetic")
 register("turncredit/Calculator-v0", "turncredit.envs.calculator:Calculator")

@@ -71,6 +71,11 @@ class CodeProblems(ProgramEnv):
         hidden = {"tests": tests, "visible": problem.visible, "solution": problem.solution}
         return Task(problem.prompt, {k: v for k, v in hidden.items() if v is not None}, self.split, self.level)
 
+    @property
+    def solvable(self) -> bool:
+        """Where the file has a solution of every problem."""
+        return all(problem.solution is not None for problem in self._problems)
+
 
     async def _with_more(self, solution: str, tests: CodeTests) -> CodeTests:
         sandbox = await shared_sandbox(self.home, self.sandbox)

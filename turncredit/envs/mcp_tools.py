@@ -26,8 +26,8 @@ class McpServer:
     """A connection to one server, with an event loop in a thread of its own.
 
     Args:
-        address: a command that speaks over its standard input and output, such as ["python", "server.py"], or the URL
-            of a server that speaks streamable HTTP.
+        address: a command that speaks over its standard input and output, such as ["python", "server.py"], the URL of
+            a server that speaks streamable HTTP, or a server of the package mcp, which then runs in this process.
         timeout_s: of connecting, and of each call.
         variables: environment variables of the command, beside the few that the protocol's client hands on.
     Raises:
@@ -35,7 +35,7 @@ class McpServer:
         UserError: no server answers there, or one of its tools has no schema of type object.
     """
 
-    def __init__(self, address: str | Sequence[str], timeout_s: float = 30.0,
+    def __init__(self, address: str | Sequence[str] | Any, timeout_s: float = 30.0,
                  variables: Mapping[str, str] | None = None) -> None:
         self.address, self.timeout_s = address, timeout_s
         self._client = _client(address, timeout_s, variables)
@@ -186,7 +186,7 @@ class McpEnv(ToolEnv):
         self._connected, self._of_servers = [], {}
 
 
-def _client(address: str | Sequence[str], timeout_s: float, variables: Mapping[str, str] | None) -> Any:
+def _client(address: str | Sequence[str] | Any, timeout_s: float, variables: Mapping[str, str] | None) -> Any:
     try:
         from mcp import Client, StdioServerParameters
     except ImportError:
@@ -195,6 +195,8 @@ def _client(address: str | Sequence[str], timeout_s: float, variables: Mapping[s
         if not address.startswith(("http://", "https://")):
             raise UserError(f"the MCP server {address!r} is neither a URL (http://…) nor a list, such as "
                             '["python", "server.py"]')
+        return Client(address, read_timeout_seconds=timeout_s)
+    if not isinstance(address, Sequence):
         return Client(address, read_timeout_seconds=timeout_s)
     if not address or not all(isinstance(word, str) for word in address):
         raise UserError(f"the MCP server {address!r} is no command: write a list of words")
@@ -217,7 +219,9 @@ def _text(result: Any) -> str:
     return "\n".join(part.text if part.type == "text" else f"[{part.type}]" for part in result.content)
 
 
-def _named(address: str | Sequence[str]) -> str:
+def _named(address: str | Sequence[str] | Any) -> str:
+    if not isinstance(address, Sequence):
+        return repr(address.name)
     return repr(address if isinstance(address, str) else " ".join(address))
 
 

@@ -51,6 +51,12 @@ class TextSpace(gymnasium.Space[str]):
         return "TextSpace()"
 
 
+def has_solution(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether an environment, a `TextEnv` or another, has a scripted solution for the tasks that it was made for."""
+    inner = env.unwrapped
+    return inner.solvable if isinstance(inner, TextEnv) else hasattr(inner, "expert_action")
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What an environment answers to an action. `answer` is what the verifier judges, where one was given."""
@@ -125,6 +131,11 @@ class TextEnv(gymnasium.Env[str, str]):
     def expert_action(self) -> str:
         """The next action of a scripted solution, from the environment's own knowledge of the task."""
         raise NotImplementedError(f"{type(self).__name__} has no scripted solution")
+
+    @property
+    def solvable(self) -> bool:
+        """Whether the scripted solution plays this environment's tasks; one that knows some of them alone says so."""
+        return type(self).expert_action is not TextEnv.expert_action
 
     def task_at(self, index: int) -> Task:
         """The task at an index of a finite task set of `num_tasks`."""

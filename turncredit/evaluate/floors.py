@@ -8,7 +8,7 @@ from turncredit.agents.chat import ChatFormat
 from turncredit.agents.scripted import SCRIPTS, ScriptedAgent
 from turncredit.agents.trivial import TRIVIAL, TrivialAgent
 from turncredit.config import EnvConfig
-from turncredit.envs import TextEnv, make
+from turncredit.envs import has_solution, make
 from turncredit.rollout import Budget, Rollout
 
 FLOORS = ("silent", "random")
@@ -26,6 +26,6 @@ def bound_rollout(name: str, chat: ChatFormat, budget: Budget, tool_calls: str) 
 def has_expert(env: EnvConfig) -> bool:
     """Whether the environment's author gave a scripted solution."""
     made = make(env.id, **env.make_arguments)
-    action = getattr(type(made.unwrapped), "expert_action", None)
+    found = has_solution(made)
     made.close()
-    return action is not None and action is not TextEnv.expert_action
+    return found

@@ -252,7 +252,7 @@ class SCGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         """Of each generated token, [generated], from states [episodes, tokens, width] that predict the tokens."""
         generated = self._generated(inputs)
         head = self._causal_model(model).get_output_embeddings()
-        weight, bias = head.weight.to(student.dtype), head.bias
+        weight, bias = head.weight, head.bias
         # The policy is what is sampled from: logits over the temperature.
         scores = score_tokens(student.detach()[generated] / self.temperature, weight,
                               inputs["completion_ids"][generated], teacher[generated] / self.temperature,

@@ -3,16 +3,26 @@
     algorithm.adv_estimator=sc_grpo  actor_rollout_ref.actor.policy_loss.loss_mode=sc_grpo
 
 with VERL_USE_EXTERNAL_MODULES=turncredit.integrations.verl, which registers both in the driver and in every worker.
-Between verl's log-probs and its advantages stands the teacher (arXiv 2606.18810, section 5):
+Between verl's log-probs and its advantages stands the teacher (arXiv 2606.18810, section 5). Its divergence over the
+whole vocabulary is computed in the actor's workers (FSDP, without sequence parallelism), which read each response
+behind its own prompt and behind the teacher's:
 
+    actor.set_loss_fn(partial(actor_loss, config=actor_config))      # once: verl's ppo_loss, and the divergence
+    …
     teacher = SelfConditioned(data, tokenizer, seed=step)
+    found = actor.compute_log_prob(teacher.pairs())
+    with teacher.measured(found):
+        data = compute_advantage(data, adv_estimator="sc_grpo")
+
+Where the actor is another one, D is estimated from the logprobs of the sampled tokens, without bias and with noise
+(`sampled_kl`):
+
     scores = actor.compute_log_prob(teacher.batch())      # the same weights, the same responses, a longer prompt
     with teacher.scored(scores.batch["old_log_probs"]):
         data = compute_advantage(data, adv_estimator="sc_grpo")
 
-Two things differ from the paper, both because of what verl's functions are given. They see the logprobs of sampled
-tokens alone: D is estimated from them, without bias (`sampled_kl`), where the paper sums over the vocabulary. And the
-percentile in f(D) is over the batch, not the micro-batch: weights are part of the advantages.
+One thing differs from the paper: the percentile in f(D) is over the batch, not the micro-batch, since weights are part
+of the advantages.
 """
 
 from __future__ import annotations
@@ -33,18 +43,25 @@ from turncredit.integrations.reference import conditioned_prompt
 from turncredit.seeds import seed_of
 from turncredit.trainer.algorithms.base import GroupCredit
 from turncredit.trainer.algorithms.sc_grpo import SCGRPO
+from turncredit.trainer.credit import token_kl
 from turncredit.trainer.teacher import GUIDE, turns_text
 
 try:
+    from tensordict import TensorDict
     from verl import DataProto
     from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.losses import ppo_loss
+    from verl.workers.utils.padding import left_right_2_no_padding, no_padding_2_padding
 except ImportError as error:
     raise UserError("verl is not installed: it wants an older transformers than the rest, so install it in an "
                     "environment of its own, turncredit beside it by --no-deps (`make verl` makes one)") from error
 
-__all__ = ["SelfConditioned", "sampled_kl", "sc_grpo_advantage", "sc_grpo_loss"]
+__all__ = ["SelfConditioned", "actor_loss", "sampled_kl", "sc_grpo_advantage", "sc_grpo_loss"]
 
 NAME = "sc_grpo"
+DIVERGENCE = "divergence"  # what workers call it
+CHUNK = 256  # tokens whose distributions are compared at once
 _scored: ContextVar[SelfConditioned | None] = ContextVar("scored", default=None)
 
 
@@ -123,6 +140,49 @@ class SelfConditioned:
             "position_ids": (attention.cumsum(1) - 1).clamp_min(0), "prompts": left, "responses": responses,
             "response_mask": self.data.batch["response_mask"]}, meta_info=dict(self.data.meta_info))
 
+    def pairs(self, temperature: float = 1.0) -> TensorDict:
+        """What an actor's workers read to measure the divergence: each response twice, own prompt and teacher's.
+
+        Args:
+            temperature: by which logits are divided, as in the rollout.
+        Returns:
+            Twice as many rows as the batch has, without padding, as verl's workers take them.
+        """
+        own, taught = self.data.batch, self.batch().batch
+        width = max(own["prompts"].shape[1], taught["prompts"].shape[1])
+
+        def wide(values: Tensor, prompt: int) -> Tensor:
+            return torch.nn.functional.pad(values, (width - prompt, 0))
+
+        read = {name: torch.stack([wide(own[name], own["prompts"].shape[1]),
+                                   wide(taught[name], taught["prompts"].shape[1])], 1).flatten(0, 1)
+                for name in ("input_ids", "attention_mask", "position_ids", "prompts")}
+        read |= {name: own[name].repeat_interleave(2, 0) for name in ("responses", "response_mask")}
+        rows: TensorDict = left_right_2_no_padding(TensorDict(read, batch_size=[2 * len(self.rewards)]))
+        tu.assign_non_tensor(rows, temperature=temperature, calculate_entropy=False, compute_loss=True,
+                             use_fused_kernels=False, force_group_size=2,  # a pair stays together
+                             distillation_use_topk=True, distillation_only=True)  # verl's names for "hand over logits"
+        return rows
+
+    @contextmanager
+    def measured(self, found: TensorDict) -> Iterator[None]:
+        """Within it the advantage estimator "sc_grpo" credits this batch.
+
+        Args:
+            found: what `actor.compute_log_prob(pairs())` gave.
+        Raises:
+            UserError: the actor's loss is not `actor_loss`.
+        """
+        if DIVERGENCE not in found.keys():  # noqa: SIM118  # a TensorDict is iterated by rows
+            raise UserError("the actor measured no divergence: call actor.set_loss_fn(partial(actor_loss, config=…)) "
+                            "once")
+        self._divergence = no_padding_2_padding(found[DIVERGENCE], self.pairs())[::2].to(self.mask.device)
+        token = _scored.set(self)
+        try:
+            yield
+        finally:
+            _scored.reset(token)
+
     @contextmanager
     def scored(self, log_probs: Tensor) -> Iterator[None]:
         """Within it the advantage estimator "sc_grpo" credits this batch.
@@ -142,7 +202,7 @@ class SelfConditioned:
 
     def advantages(self) -> Tensor:
         """f(D) times each episode's advantage, [episodes, tokens]; 0 outside the mask."""
-        assert self._divergence is not None, "within `scored`"
+        assert self._divergence is not None, "within `measured` or `scored`"
         has_teacher = torch.tensor([r is not None for r in self.references], device=self.mask.device)
         active = self.mask & has_teacher[:, None]
         weights = torch.ones_like(self._divergence)
@@ -183,6 +243,43 @@ class SelfConditioned:
         return turns_text([Turn(action, answer, "tool") for action, answer in turns])
 
 
+def actor_loss(config: Any, model_output: Any = None, data: Any = None, dp_group: Any = None,
+               student_logits: Tensor | None = None, data_format: str = "thd") -> Any:
+    """verl's `ppo_loss` for an actor that also measures SC-GRPO's divergence, where it is asked to by `pairs`.
+
+    Args:
+        config: the actor's.
+        student_logits: [1, tokens, vocabulary], of a micro-batch without padding; an actor hands them over for `pairs`.
+    Raises:
+        UserError: the sequence is shared out over several GPUs.
+    """
+    if student_logits is not None:
+        return {DIVERGENCE: _divergences(student_logits[0], data)[None]}
+    if DIVERGENCE in (model_output or {}):
+        return torch.zeros((), device=model_output[DIVERGENCE].device), {}
+    return ppo_loss(config, model_output, data, dp_group)
+
+
+def _divergences(logits: Tensor, data: Any) -> Tensor:
+    """KL(teacher || student) where an own prompt's row predicts a token of its response, [tokens]; 0 elsewhere.
+
+    Args:
+        logits: [tokens, vocabulary], of rows in pairs.
+    """
+    ends = data["input_ids"].offsets().diff().cumsum(0).tolist()
+    if ends[-1] != len(logits):
+        raise UserError(f"an actor's worker has {len(logits)} of {ends[-1]} tokens: the divergence needs whole "
+                        "sequences; set ulysses_sequence_parallel_size to 1, or use SelfConditioned.batch()")
+    lengths = data["attention_mask"][:, data["prompts"].shape[1]:].sum(1).tolist()
+    found = torch.zeros(len(logits), device=logits.device)
+    for own_end, taught_end, length in zip(ends[::2], ends[1::2], lengths[::2], strict=True):
+        for first in range(0, length, CHUNK):
+            count = min(CHUNK, length - first)
+            own, taught = (end - length - 1 + first for end in (own_end, taught_end))
+            found[own:own + count] = token_kl(logits[taught:taught + count], logits[own:own + count])
+    return found
+
+
 @register_adv_est(NAME)  # type: ignore[untyped-decorator]  # verl is untyped
 def sc_grpo_advantage(token_level_rewards: Tensor, response_mask: Tensor, config: Any = None,
                       index: Sequence[Any] | None = None, **_others: Any) -> tuple[Tensor, Tensor]:
@@ -194,7 +291,7 @@ def sc_grpo_advantage(token_level_rewards: Tensor, response_mask: Tensor, config
     teacher = _scored.get()
     if teacher is None or teacher.mask.shape != response_mask.shape:
         raise UserError("algorithm.adv_estimator is 'sc_grpo' and no teacher has scored this batch: compute advantages "
-                        "within SelfConditioned(…).scored(…), or set it to 'grpo'")
+                        "within SelfConditioned(…).measured(…), or set it to 'grpo'")
     advantages = teacher.advantages().to(token_level_rewards.device)
     return advantages, advantages
 

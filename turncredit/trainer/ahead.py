@@ -61,10 +61,12 @@ class SamplingAhead:
         run: where the groups are written.
         steps: of the whole run: none behind the last is sampled.
         staleness: the largest lag in policy versions; a group that is older is left out of training.
+        later: makes the policy's weights ready to be sent, by their version; the engine keeps those it has where None.
     """
 
-    def __init__(self, sample: Callable[[int], Sampled], run: RunFolder, steps: int, staleness: int = 1) -> None:
-        self._sample, self._run, self._steps, self.staleness = sample, run, steps, staleness
+    def __init__(self, sample: Callable[[int], Sampled], run: RunFolder, steps: int, staleness: int = 1,
+                 later: Callable[[int], Weights] | None = None) -> None:
+        self._sample, self._run, self._steps, self.staleness, self._later = sample, run, steps, staleness, later
         self._under_way: dict[int, Future[Sampled]] = {}
         self._weights: dict[int, Weights] = {}
         self._wanted: queue.SimpleQueue[tuple[int, Future[Sampled], Weights | None] | None] = queue.SimpleQueue()
@@ -106,10 +108,15 @@ class SamplingAhead:
         return True
 
     def settle(self, step: int) -> None:
-        """Wait until all that is under way, up to a step, is sampled and on the disk."""
+        """Wait until what is sampled ahead of a step is on the disk: a checkpoint goes with groups that its weights had
+        no part in."""
         for one, future in list(self._under_way.items()):
-            if one <= step:
+            if one <= step + self.staleness:
                 future.result()
+
+    def updated(self, version: int) -> dict[str, float]:
+        """New weights are sent with the step that they are to sample."""
+        return {}
 
     def take(self, step: int) -> tuple[Sampled, int, dict[str, float]]:
         """A step's groups, how many of them were too old to be trained on, and metrics of the weights' way."""
@@ -119,6 +126,7 @@ class SamplingAhead:
                  if min(e.policy_version for e in group.episodes) >= step - self.staleness]
         weights = self._weights.pop(step, None)
         gap = {} if weights is None else weights.compare()
+        self.begin(step + self.staleness, self._later(step) if self._later and step else None)
         return Sampled(sampled.every, fresh, sampled.refills), len(sampled.trained) - len(fresh), gap
 
     def close(self) -> None:

@@ -41,7 +41,9 @@ class Packing:
     """How a row is cut into blocks, as it is handed through a model to its attention."""
 
     blocks: tuple[Block, ...]
+    flex: bool = False  # the whole row in one kernel (`flex.py`), and not block by block
     calls: int = 0  # how often attention has been computed so: once a layer
+    block_masks: dict[int | None, Any] = field(default_factory=dict)  # of `flex.py`, by window
     _masks: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -80,12 +82,21 @@ def packed(model: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # blocks differ from row to row: compiled, each would be new
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, packing: Packing,
             **options: Any) -> tuple[Tensor, None]:
     packing.calls += 1
     # Under autocast a norm may have left queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    return packed_attention(query, key, value, packing, options.get("scaling"), options.get("sliding_window")), None
+    compute = flex_attention if packing.flex else packed_attention
+    return compute(query, key, value, packing, options.get("scaling"), options.get("sliding_window")), None
+
+
+def flex_attention(*given: Any) -> Tensor:
+    """As `packed_attention`, which see."""
+    from turncredit.trainer.flex import attention_of_row  # imports a compiler
+
+    return attention_of_row(*given)
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float | None = None,

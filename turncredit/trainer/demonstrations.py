@@ -30,7 +30,7 @@ class Demonstrator:
     def __init__(self, envs: Sequence[EnvConfig], chat: ChatFormat, tool_calls: str) -> None:
         for i, env in enumerate(envs):
             made = make(env.id, **env.make_arguments)
-            if not isinstance(made.unwrapped, TextEnv) or type(made.unwrapped).expert_action is TextEnv.expert_action:
+            if not isinstance(made.unwrapped, TextEnv) or not made.unwrapped.solvable:
                 raise UserError(f"algorithm.solution is 'demonstration': envs.{i} is {env.id}, which has no scripted "
                                 "solution; write its expert_action, or set algorithm.solution to 'group'")
             made.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -14,7 +15,11 @@ from turncredit.agents.adapter_files import AdapterFiles
 from turncredit.agents.asynchronous import AsynchronousAgent
 from turncredit.agents.base import Engine, Sampling
 from turncredit.agents.engine_agent import EngineAgent
+from turncredit.agents.fleet import PATIENCE_S, Fleet
 from turncredit.agents.transformers_engine import TransformersEngine
+from turncredit.agents.vllm_process import LocalServer
+from turncredit.agents.vllm_server import VllmServers, refuse_sleepless
+from turncredit.cluster.engines import placed
 from turncredit.config import Config
 from turncredit.errors import UserError
 from turncredit.trainer.ahead import CopiedEngine
@@ -77,7 +82,11 @@ class Followed:
         found = {}
         if self._world.first:
             found = _gap(self._link.send(version))
+            if isinstance(self.engine, VllmServers):
+                found["servers_lost"] = self.engine.lost
         self._world.wait()
+        if self._world.size > 1 and isinstance(self.engine, VllmServers):
+            self.engine.follow(*self._world.gathered((self.engine.servers, self.engine.gone))[0])
         self.engine.policy_version = version
         return found
 
@@ -153,37 +162,53 @@ def _in_process(config: Config, policy: Policy, folder: Path, world: World,
 
     _export(config, policy, folder)
     engine = VllmEngine(folder, _context(config, policy), config.rollout.max_batch, _dtype(config, policy),
-                        config.engine.cache_gb, config.engine.memory_share, adapter)
+                        config.engine.cache_gb, config.engine.memory_share, adapter,
+                        sleep_level=(1 if config.model.lora else 2) if config.engine.sleep else 0)
     return cast(Loads, engine), engine.close
 
 
 def _server(config: Config, policy: Policy, folder: Path, world: World,
             adapter: AdapterFiles | None) -> tuple[Loads, Callable[[], None]]:
-    from turncredit.agents.vllm_server import LocalServer, VllmServers
-
-    wanted, started = config.engine, None
-    urls = list(wanted.servers)
+    fleet: Fleet | None = None
+    close: Callable[[], None] = _nothing
+    urls = list(config.engine.servers)
     if world.first:
         _export(config, policy, folder)
         if not urls:
-            started = LocalServer(folder, wanted.python, _context(config, policy), config.rollout.max_batch,
-                                  _dtype(config, policy), wanted.cache_gb, wanted.memory_share,
-                                  None if adapter is None else adapter.room)
-            urls = [started.url]
+            fleet, close = _started(config, policy, folder, adapter)
+            urls = fleet.urls
     urls = world.gathered(urls)[0]
     try:
-        engine = VllmServers(urls, policy.chat, folder, adapter, concurrency=config.rollout.max_batch,
-                             timeout_s=config.rollout.engine_timeout_s)
+        if config.engine.sleep and fleet is None and world.first:
+            for url in urls:
+                refuse_sleepless(url)
+        engine = VllmServers(urls, policy.chat, folder, adapter, fleet, config.engine.sleep,
+                             _dtype(config, policy) if fleet is not None else "float32",  # others' is not known
+                             concurrency=config.rollout.max_batch, timeout_s=config.rollout.engine_timeout_s)
     except BaseException:
-        if started is not None:
-            started.close()
+        close()
         raise
-
-    def close() -> None:
-        if started is not None:
-            started.close()
-
     return cast(Loads, engine), close
+
+
+def _nothing() -> None:
+    """Nothing was started."""
+
+
+def _started(config: Config, policy: Policy, folder: Path,
+             adapter: AdapterFiles | None) -> tuple[Fleet, Callable[[], None]]:
+    """Servers on this machine or on a cluster's nodes, and what ends them."""
+    wanted = config.engine
+    settings: dict[str, Any] = {
+        "python": wanted.python, "max_context": _context(config, policy), "max_batch": config.rollout.max_batch,
+        "dtype": _dtype(config, policy), "cache_gb": wanted.cache_gb, "memory_share": wanted.memory_share,
+        "adapter_rank": None if adapter is None else adapter.room, "sleep": wanted.sleep,
+        "start_s": wanted.start_timeout_s}
+    if config.cluster.engines:
+        return placed(config.cluster, folder, settings, wanted.restarts)
+    fleet = Fleet(partial(LocalServer, folder, wait=False, **settings), 1, wanted.restarts,
+                  wanted.start_timeout_s + PATIENCE_S)
+    return fleet, fleet.close
 
 
 def _export(config: Config, policy: Policy, folder: Path) -> None:

@@ -16,7 +16,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 import yaml
 
+from turncredit.agents.asynchronous import AsynchronousAgent
 from turncredit.agents.base import Engine, Sampling
+from turncredit.agents.engine_agent import EngineAgent
 from turncredit.cluster.environments import environments_for
 from turncredit.config import Config, RolloutConfig, refuse_unusable_envs
 from turncredit.episode import Group
@@ -25,20 +27,18 @@ from turncredit.evaluate import Leak, Score, evaluate, leakage
 from turncredit.rollout import Budget, Environments, Rollout
 from turncredit.seeds import seed_of
 from turncredit.store import RunFolder, write_whole
-from turncredit.trainer.ahead import SamplingAhead
 from turncredit.trainer.algorithms import make_algorithm
 from turncredit.trainer.checkpoint import newest_checkpoint, restore, save_checkpoint
 from turncredit.trainer.demonstrations import Demonstrator
-from turncredit.trainer.engines import Embedded, Followed, Sampler, agent_for, sampler_for
+from turncredit.trainer.engines import Embedded, Sampler, agent_for, sampler_for
 from turncredit.trainer.health import Health
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.memory import refuse_what_does_not_fit
 from turncredit.trainer.parallel import World
 from turncredit.trainer.policy import Policy
 from turncredit.trainer.record import TokenRecord
-from turncredit.trainer.sampling import StepSampler
+from turncredit.trainer.sources import IdleShare, Source, lag_metrics, source_for
 from turncredit.trainer.start import external_teacher, starting_policy
-from turncredit.trainer.tasks import TaskSampler
 from turncredit.trainer.trackers import Both, Trackers, refuse_missing_trackers
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ def train(config: Config, watcher: Watcher, resume: bool = False) -> RunFolder:
     learner = _learner_of(config, run, policy, world)
     first = 0 if checkpoint is None else int(restore(checkpoint, learner.state)["steps_done"])
     if world.first:
+        if config.rollout.continuous:
+            run.set_back(first)
         run.forget_from(first, keep_steps=config.rollout.staleness)
     world.wait()
 
@@ -92,19 +94,23 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
     policy = learner.policy
     rollout = Rollout(agent_for(engine.engine, config, policy), policy.chat, budget_of(config.rollout),
                       config.model.tool_calls, environments=environments)
-    sampler = StepSampler(rollout, TaskSampler(config.envs, config.seed), config.rollout, config.seed, world)
-    ahead = SamplingAhead(lambda step: sampler.sample(step, run.write_group), run, config.trainer.steps,
-                          config.rollout.staleness) if config.rollout.staleness else None
-    if ahead is not None:
-        ahead.start(first, config.rollout.groups)
-    health = Health(config)
+    with closing(source_for(config, run, rollout, engine, first, world)) as source:
+        _take_steps(config, run, watcher, learner, source, rollout, None if config.rollout.staleness else engine.engine,
+                    first, world)
+    rollout.close()
+    if learner.demonstrator is not None:
+        learner.demonstrator.close()
+
+
+def _take_steps(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, source: Source, rollout: Rollout,
+                engine: Engine | None, first: int, world: World) -> None:
+    """Sample, credit, update, evaluate, save; `engine` is the one to evaluate with, None where it is sampling."""
+    policy, health = learner.policy, Health(config)
+    idle = IdleShare(cast(EngineAgent | AsynchronousAgent, rollout.agent))
     for step in range(first, config.trainer.steps):
         clock = _Clock()
-        sampled, stale, gap = ahead.take(step) if ahead else (sampler.sample(step, run.write_group), 0, {})
+        sampled, stale, gap = source.take(step)
         clock.lap("sampling_s")
-        if ahead is not None:
-            ahead.begin(step + ahead.staleness, cast(Followed, engine).later(step) if step else None)
-            clock.lap("weights_s")
         credit = learner.credit(sampled.trained, step)
         clock.lap("credit_s")
         record = TokenRecord(policy.tokenizer)
@@ -113,28 +119,21 @@ def _train(config: Config, run: RunFolder, watcher: Watcher, learner: Learner, e
         if world.first and not update["weights_finite"]:
             _save_refused(run, step, policy)
         health.check_weights(update)
-        if ahead is None:
-            gap = engine.updated(step + 1)
-            clock.lap("weights_s")
-        elif is_saved(config, step):
-            ahead.settle(step + ahead.staleness)  # a checkpoint goes with groups that its weights had no part in
+        gap |= source.updated(step + 1)
+        clock.lap("weights_s")
+        if is_saved(config, step):
+            source.settle(step)
         metrics = {"step": step, **episode_metrics(sampled.every), "seconds": seconds_of(sampled.every, policy),
                    "refills": sampled.refills, "groups": len(sampled.every), "groups trained": len(sampled.trained),
-                   "groups stale": stale, **credit.counts, **update, **gap}
+                   "groups stale": stale, **lag_metrics(sampled.trained, step), "engine_idle": idle.taken(),
+                   **credit.counts, **update, **gap}
         if policy.sharded and is_saved(config, step):
             learner.state.gather()
         if world.first:
-            _keep(config, run, step, learner, record, metrics, clock,
-                  None if ahead else engine.engine,  # which is sampling
-                  environments)
+            _keep(config, run, step, learner, record, metrics, clock, engine, rollout.environments)
             watcher.training(step, config.trainer.steps, metrics)
         health.check(sampled.every, credit, update)
         world.wait()
-    if ahead is not None:
-        ahead.close()
-    rollout.close()
-    if learner.demonstrator is not None:
-        learner.demonstrator.close()
 
 
 def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) -> Learner:
@@ -157,13 +156,14 @@ def _learner_of(config: Config, run: RunFolder, policy: Policy, world: World) ->
 def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: TokenRecord, metrics: dict[str, Any],
           clock: _Clock, engine: Engine | None, environments: Environments) -> None:
     """Evaluate where it is time, and put a step on the disk: its credit, its metrics, a checkpoint."""
-    trainer, policy, done = config.trainer, learner.policy, step + 1
+    trainer, policy, done, score = config.trainer, learner.policy, step + 1, None
     if step % trainer.credit_every == 0 and record.episodes:
         record.write(run.credit / f"step-{step:06d}.parquet")
     metrics |= record.class_means()
-    if config.evaluation.every and done % config.evaluation.every == 0:
+    if is_evaluated(config, step):
         metrics["evaluation"] = [summary(s) for s in evaluate_policy(config, policy, engine, environments)]
         keep_best(run, policy, metrics["evaluation"])
+        score = in_distribution(metrics["evaluation"])
         clock.lap("evaluation_s")
     metrics |= clock.seconds
     metrics["tokens_per_second"] = metrics["generated_tokens"] / max(metrics["sampling_s"], 1e-9)
@@ -171,13 +171,19 @@ def _keep(config: Config, run: RunFolder, step: int, learner: Learner, record: T
         _save_refused(run, step, policy)
     run.append_metrics(metrics)
     if is_saved(config, step):
-        save_checkpoint(run.checkpoints, done, policy, learner.state, {"seed": config.seed},
-                        trainer.keep_checkpoints)
+        save_checkpoint(run.checkpoints, done, policy, learner.state, {"seed": config.seed, "score": score},
+                        trainer.keep_checkpoints, trainer.keep_best_checkpoints)
+
+
+def is_evaluated(config: Config, step: int) -> bool:
+    """Whether there is an evaluation behind a step, which counts from 0."""
+    return config.evaluation.every is not None and (step + 1) % config.evaluation.every == 0
 
 
 def is_saved(config: Config, step: int) -> bool:
-    """Whether there is a checkpoint behind a step, which counts from 0."""
-    return (step + 1) % config.trainer.save_every == 0 or step + 1 == config.trainer.steps
+    """Whether there is a checkpoint behind a step; behind each evaluation, where the best are kept."""
+    due = (step + 1) % config.trainer.save_every == 0 or step + 1 == config.trainer.steps
+    return due or (config.trainer.keep_best_checkpoints > 0 and is_evaluated(config, step))
 
 
 def _save_refused(run: RunFolder, step: int, policy: Policy) -> None:
@@ -245,13 +251,14 @@ def keep_best(run: RunFolder, policy: Policy, evaluation: Sequence[dict[str, Any
 
     "ood" is left out of the choice, or it would be chosen on; where nothing else is evaluated nothing is kept.
     """
-    reached = _in_distribution(evaluation)
-    earlier = [_in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
+    reached = in_distribution(evaluation)
+    earlier = [in_distribution(line["evaluation"]) for line in run.read_metrics() if "evaluation" in line]
     if reached is not None and all(one is None or reached > one for one in earlier):
         write_whole(run.path / "best", policy.export)
 
 
-def _in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
+def in_distribution(evaluation: Sequence[dict[str, Any]]) -> float | None:
+    """The mean over what is evaluated, "ood" left out; None where nothing else is."""
     known = [one["avg"] for one in evaluation if one["split"] != "ood" and one["avg"] is not None]
     return float(np.mean(known)) if known else None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,13 @@ from turncredit.episode import Segment
 from turncredit.errors import UserError
 from turncredit.trainer.attention import Packing, can_be_packed, packed
 from turncredit.trainer.batch import Batch, make_batch
+from turncredit.trainer.compiled import CompiledLayers, layers_of
 from turncredit.trainer.head import Measures, TokenScores, score_tokens
 from turncredit.trainer.lora import adapter_off, base_of, has_adapter, load_adapter, merged_weights
 from turncredit.trainer.parallel import World
 from turncredit.trainer.timing import Seconds
+
+log = logging.getLogger(__name__)
 
 
 class Policy:
@@ -54,9 +58,11 @@ class Policy:
         self.seconds = Seconds(self.device)  # on "teacher" and "student"
         self.max_context = int(model.config.max_position_embeddings)
         self._checkpointed: list[Any] = []
+        self._compiled: CompiledLayers | None = None
         self._adapter_off = False
         refuse_unusual_head(model)
-        self.packs = can_be_packed(self.model) and self._packed_is_exact()
+        self.flex = can_be_packed(self.model) and self._takes_flex and self._flex_is_exact()
+        self.packs = self.flex or (can_be_packed(self.model) and self._reads_packed_rows())
 
     @classmethod
     def load(cls, config: ModelConfig) -> Policy:
@@ -135,9 +141,7 @@ class Policy:
         Raises:
             UserError: the model cannot.
         """
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        layers = layers_of(self.model)
         if not layers:
             raise UserError(f"trainer.gradient_checkpointing is true: {type(self.model).__name__} has no layers that "
                             "can be checkpointed; set it to false")
@@ -154,22 +158,47 @@ class Policy:
         """What a checkpointed layer runs in: as it stands the first time, and as it stood then the second time."""
         return nullcontext(), packed(self.model) if self.packs else nullcontext()
 
+    def compile_layers(self) -> None:
+        """From now on packed rows are read by layers that torch.compile has been over; sampling goes on as before.
+
+        Raises:
+            UserError: the model has no such layers, or they cannot be compiled here, or compute something else then.
+        """
+        name, layers = type(self.model).__name__, layers_of(self.model)
+        if not self.packs or not layers:
+            what = "cannot read packed rows" if layers else "has no layers that can be told apart"
+            raise UserError(f"trainer.compile is true: {name} {what}; set it to false")
+        self._compiled = CompiledLayers(layers)
+        try:
+            exact = self._packed_is_exact()
+        except Exception as error:  # whatever a compiler does
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"trainer.compile is true: {name} cannot be compiled here ({reason}); set it to false"
+                            ) from error
+        if not exact:
+            raise UserError(f"trainer.compile is true: {name} computes something else once it is compiled; set it to "
+                            "false")
+
     def hidden(self, batch: Batch) -> Tensor:
-        """The last hidden states from which the generated tokens are predicted, [generated, width]."""
+        """The last hidden states from which the generated tokens are predicted, [generated, width].
+
+        Under autocast a model leaves them in float32, and itself projects them in bf16: so they are handed on.
+        """
         adapter = adapter_off(self.model) if self._adapter_off else nullcontext()
         with self.precision(), self._checkpointing(), adapter:
             states = self._packed_states(batch) if self.packs else self._separate_states(batch)
-        return states[batch.scored]
+            scored, kind = states[batch.scored], self.device.type
+            return scored.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else scored
 
     def _packed_states(self, batch: Batch, packing: Packing | None = None) -> Tensor:
         """Of every token of the row, [tokens, width], in one pass."""
         # A mask with four axes is taken as it is, and so none is made; attention goes by the packing alone.
         unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
-        with packed(self.model):
+        with packed(self.model), nullcontext() if self._compiled is None else self._compiled.used():
             compute = self.model.last_hidden_states if self.sharded else partial(last_hidden_states, self.model)
             states: Tensor = compute(
                 input_ids=batch.input_ids[None], position_ids=batch.positions[None], attention_mask=unused,
-                use_cache=False, packing=packing or Packing(batch.blocks))
+                use_cache=False, packing=packing or Packing(batch.blocks, self.flex))
         return states[0]
 
     def _separate_states(self, batch: Batch) -> Tensor:
@@ -193,19 +222,19 @@ class Policy:
         """
         teacher_hidden = teacher_weight = teacher_bias = None
         if conditioned is not None:
-            teacher = teacher or self
             with torch.no_grad(), self.seconds.on("teacher"):
-                teacher_hidden = teacher.hidden(conditioned)
-                teacher_weight, teacher_bias = teacher.output(teacher_hidden.dtype)
+                teacher_hidden = (teacher or self).hidden(conditioned)
+            if teacher is not None:  # else it has the student's head, which is cast once for both
+                teacher_weight, teacher_bias = teacher.output()
         with self.seconds.on("student"):
             hidden = self.hidden(batch)  # after the teacher, so that its activations do not stand beside these
-            weight, bias = self.output(hidden.dtype)
+            weight, bias = self.output()
             return score_tokens(hidden, weight, batch.targets, teacher_hidden, bias, measures=measures,
                                 teacher_weight=teacher_weight, teacher_bias=teacher_bias)
 
-    def output(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The head's weight [vocabulary, width] in that precision, and its bias [vocabulary]."""
-        return self.head.weight.to(dtype), getattr(self.head, "bias", None)
+    def output(self) -> tuple[Tensor, Tensor | None]:
+        """The head's weight [vocabulary, width], and its bias [vocabulary]."""
+        return self.head.weight, getattr(self.head, "bias", None)
 
     def precision(self) -> AbstractContextManager[Any]:
         """bf16 autocast where the device has it and the configuration leaves it open."""
@@ -242,7 +271,8 @@ class Policy:
     def copied(self) -> Policy:
         """The same policy with weights of its own, to be scored only."""
         other = copy.copy(self)
-        other.model, other._whole, other._checkpointed = copy.deepcopy(self.whole).requires_grad_(False), None, []
+        other.model, other._whole = copy.deepcopy(self.whole).requires_grad_(False), None
+        other._checkpointed, other._compiled = [], None
         return other
 
     def without_adapter(self) -> Policy:
@@ -254,7 +284,7 @@ class Policy:
         if not has_adapter(self.model):
             raise ValueError("a policy without an adapter has no other self")
         base = copy.copy(self)
-        base._adapter_off, base._checkpointed = True, []
+        base._adapter_off, base._checkpointed, base._compiled = True, [], None
         return base
 
     def save(self, folder: Path) -> None:
@@ -285,22 +315,51 @@ class Policy:
             digest.update(f"{name} {tuple(parameter.shape)}".encode() + flat.numpy().tobytes())
         return digest.hexdigest()
 
-    @torch.no_grad()
-    def _packed_is_exact(self) -> bool:
+    def _reads_packed_rows(self) -> bool:
         """Whether all layers attend as a packing says: some architectures have others, or never hear of it."""
-        prompt, responses = Segment.text([1, 2, 3], "prompt"), ([4, 5], [6, 7, 8])
-        sequences = [[prompt, Segment.text(ids, "user")] for ids in responses]
-        batch = make_batch(sequences).to(self.device)
-        packing = Packing(batch.blocks)
         try:
-            with self.precision():
-                together, separate = self._packed_states(batch, packing), self._separate_states(batch)
+            return self._packed_is_exact()
         except (TypeError, ValueError, RuntimeError):  # an argument or a mask that it does not take
             return False
+
+    @property
+    def _takes_flex(self) -> bool:
+        return self.device.type == "cuda" and self.config.attention == "auto"
+
+    def _flex_is_exact(self) -> bool:
+        """Whether one kernel for the whole row works here, forward and backward, and computes the same."""
+        self.flex = True
+        try:
+            exact, reason = self._packed_is_exact(), "it computes something else"
+        except Exception as error:  # whatever a compiler does
+            exact, reason = False, " ".join(str(error).split())[:200]
+        if not exact:
+            log.warning("%s: packed rows are attended to block by block, since flex attention cannot be used: %s",
+                        type(self.model).__name__, reason)
+        self.flex = False
+        return exact
+
+    def _packed_is_exact(self) -> bool:
+        """Whether hidden states of a packed row are those of its sequences; and, of flex attention, a gradient too."""
+        times = max(1, min(20, self.max_context // 6)) if self.flex else 1  # more than one tile of its kernel
+        prompt, responses = Segment.text([1, 2, 3] * times, "prompt"), ([4, 5] * times, [6, 7, 8] * times)
+        sequences = [[prompt, Segment.text(ids, "user")] for ids in responses]
+        batch = make_batch(sequences).to(self.device)
+        packing = Packing(batch.blocks, self.flex)
+        trained = [p for p in self.model.parameters() if p.requires_grad][:1]
+        with self.precision(), torch.set_grad_enabled(self.flex and bool(trained)):
+            states = [self._packed_states(batch, packing), self._separate_states(batch)]
+            turned = torch.arange(states[0].numel(), device=self.device).sin().view_as(states[0])
+            gradients = [torch.autograd.grad((one * turned).sum(), trained)[0] for one in states if one.requires_grad]
         layers = self.model.config.get_text_config().num_hidden_layers
-        exact = together.dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
+        exact = states[0].dtype.itemsize >= 4 and isinstance(self.precision(), nullcontext)
         tolerance = 1e-4 if exact else 5e-2
-        return packing.calls == layers and bool((together - separate).norm() <= tolerance * separate.norm())
+        return packing.calls == layers and _are_close(states, tolerance) and _are_close(gradients, 4 * tolerance)
+
+
+def _are_close(pair: Sequence[Tensor], tolerance: float) -> bool:
+    """Two tensors of the same shape; or none."""
+    return not pair or bool((pair[0] - pair[1]).norm() <= tolerance * pair[1].norm())
 
 
 @torch.no_grad()

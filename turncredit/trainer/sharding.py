@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from turncredit.errors import UserError
+from turncredit.trainer.compiled import layers_of
 from turncredit.trainer.parallel import World
 
 
@@ -31,7 +31,7 @@ def shard_model(model: Any, forward: Callable[..., Tensor], world: World) -> Non
     """
     if world.size == 1:
         raise UserError("trainer.sharding is 'full' in one process: launch several with torchrun, or set it to 'none'")
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = layers_of(model)
     if not layers:
         raise UserError(f"trainer.sharding is 'full': {type(model).__name__} has no layers that can be told apart; set "
                         "it to 'none'")

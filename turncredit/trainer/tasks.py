@@ -36,6 +36,10 @@ class TaskSampler:
             used[i] += 1
         return refs
 
+    def numbered(self, number: int, count: int) -> TaskRef:
+        """Task `number` of the whole run, of which each step has `count`."""
+        return self.tasks(number // count, count)[number % count]
+
     def refill(self, step: int, attempt: int, count: int) -> list[TaskRef]:
         """`count` more tasks for a step, the same at each call; those of finite sets are drawn out of the passes' turn.
 

@@ -63,7 +63,7 @@ def texts_of(settings: WarmstartConfig, tool_calls: str, seed: int, guide: str |
     sampler = TaskSampler(settings.envs, seed_of(seed, "texts"))
     for task in sampler.tasks(0, count):
         env = make(task.env_id, **task.arguments).unwrapped
-        if not isinstance(env, TextEnv) or type(env).expert_action is TextEnv.expert_action:
+        if not isinstance(env, TextEnv) or not env.solvable:
             raise UserError(f"warmstart.envs: {task.env_id} has no scripted solution to learn from: write its "
                             "expert_action, or leave it out")
         env.use_tool_format(tool_calls)
@@ -146,11 +146,13 @@ def _smoothed_logprobs(policy: Policy, batch: Batch, smoothing: float) -> Tensor
     The mean needs no logits: it is the hidden state times the head's mean row, less the log of the partition sum.
     """
     hidden = policy.hidden(batch)
-    weight, bias = policy.output(hidden.dtype)
+    weight, bias = policy.output()
     logprobs = score_tokens(hidden, weight, batch.targets, bias=bias).logprobs
     if not smoothing:
         return logprobs
-    logits, mean_logits = (hidden * weight[batch.targets]).sum(-1), hidden @ weight.mean(0)
+    hidden = hidden.to(logprobs.dtype)
+    logits = (hidden * weight[batch.targets]).sum(-1)
+    mean_logits = hidden @ weight.mean(0, dtype=hidden.dtype)
     if bias is not None:
         logits, mean_logits = logits + bias[batch.targets], mean_logits + bias.mean()
     mean_logprobs = mean_logits - (logits - logprobs)

@@ -6,7 +6,7 @@ followed by a comparison: what the engine samples is scored by the trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +98,10 @@ def probed(engine: Engine, policy: Policy, seed: int) -> Probes:
     prompt = policy.chat.first_prompt("", "1")
     rng = np.random.default_rng(seed_of(seed, "probe"))
     vocabulary = policy.head.weight.shape[0]
-    contexts = [[*prompt, *rng.integers(0, vocabulary, 5 * i).tolist()] for i in range(PROBES)]
-    requests = [Request(c, PROBE_TOKENS, seed_of(seed, "probe", i)) for i, c in enumerate(contexts)]
+    servers = len(getattr(engine, "servers", ()))  # each of which gets one
+    contexts = [[*prompt, *rng.integers(0, vocabulary, 5 * i).tolist()] for i in range(max(PROBES, servers))]
+    requests = [Request(c, PROBE_TOKENS, seed_of(seed, "probe", i), i if servers else None)
+                for i, c in enumerate(contexts)]
     samples = engine.generate(requests, Sampling(), [])
     engine.forget()
     return Probes(contexts, list(samples))
@@ -170,7 +172,7 @@ class WeightLink:
 
     def load(self, snapshot: Snapshot, version: int) -> Probes:
         """Give the engine a snapshot, and let it sample; the policy may be trained meanwhile."""
-        self.engine.load(snapshot.weights.items())
+        self._give(snapshot.weights)
         self.engine.policy_version = version
         return self._probed(version)
 
@@ -185,8 +187,14 @@ class WeightLink:
         return self.last
 
     def _send(self, version: int) -> Agreement:
-        self.engine.load(self._weights().items())
+        self._give(self._weights())
         return self._accepted(self._probed(version))
+
+    def _give(self, weights: Mapping[str, Tensor]) -> None:
+        try:
+            self.engine.load(weights.items())
+        except EngineError as error:
+            raise UserError(f"engine: it took no new weights ({error}); see to it, and go on with --resume") from None
 
     def _weights(self) -> dict[str, Tensor]:
         return adapter_weights(self.policy.model) if self.adapter else untied_weights(self.policy)
@@ -195,7 +203,10 @@ class WeightLink:
         return probed(self.engine, self.policy, seed_of(self.seed, version + 1))
 
     def _accepted(self, probes: Probes) -> Agreement:
-        found = compared(probes, self.policy)
+        try:
+            found = compared(probes, self.policy)
+        except EngineError as error:
+            raise UserError(f"engine: {error}; see to it, and go on with --resume") from None
         if not found.mean <= self.accepted:
             raise UserError(f"engine: after new weights its logprobs differ from the trainer's by {found.mean:.2g} "
                             f"nats on average ({found.max:.2g} at most), and engine.accepted_difference is "

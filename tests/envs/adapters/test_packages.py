@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import turncredit
+from turncredit.envs import has_solution
+from turncredit.envs.check import check
 from turncredit.errors import UserError
 
 
@@ -81,6 +85,39 @@ def test_what_an_agent_writes_to_bfcl_is_never_evaluated(tmp_path: Path) -> None
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("suite", ["workspace", "travel", "banking", "slack"])
+def test_agentdojo_s_tasks_that_an_answer_without_a_call_solves_are_left_out(suite: str) -> None:
+    pytest.importorskip("agentdojo", reason="the extra agentdojo is not installed")
+    from turncredit.envs.adapters.agentdojo import EXCLUDED, _suite, idle_solves, sound_tasks
+
+    found = {number for number in range(len(_suite(suite).user_tasks)) if idle_solves(suite, number)}
+    assert found == set(EXCLUDED.get(suite, ()))
+    assert len(sound_tasks(suite)) == {"workspace": 37, "travel": 20, "banking": 10, "slack": 21}[suite]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("domain", ["airline", "retail", "telecom"])
+def test_tau2_s_tasks_that_are_solved_by_doing_nothing_are_left_out(domain: str) -> None:
+    pytest.importorskip("tau2", reason="the extra tau2 is not installed")
+    from turncredit.envs.adapters.tau2 import IDLE, idle_solves
+
+    every = [make("Tau2", domain=domain, split=split, every=True) for split in ("train", "test")]
+    found = {str(env.task.hidden["task"].id) for env in every for index in range(env.num_tasks)
+             if idle_solves(env, index)}
+    assert found == set(IDLE.get(domain, ()))
+    left = sum(make("Tau2", domain=domain, split=split).num_tasks for split in ("train", "test"))
+    assert left == sum(env.num_tasks for env in every) - len(found)
+
+
+def test_levels_and_games_that_nobody_scripted_have_no_solution() -> None:
+    pytest.importorskip("minigrid", reason="the extra minigrid is not installed")
+    assert has_solution(make("MiniGrid"))
+    assert not has_solution(make("MiniGrid", env="MiniGrid-DoorKey-5x5-v0"))
+    rows = {f.row: f.verdict for f in check("turncredit/MiniGrid-v0", {"env": "MiniGrid-DoorKey-5x5-v0"},
+                                            rows=["solution", "replay", "leaves nothing"], seeds=2)}
+    assert rows == {"plays": "pass", "solution": "skip", "replay": "pass", "leaves nothing": "pass"}
+
+
 @pytest.mark.slow
 def test_scienceworld_s_variation_that_its_gold_path_sets_on_fire_is_left_out() -> None:
     pytest.importorskip("scienceworld", reason="the extra scienceworld is not installed")
@@ -129,3 +166,31 @@ def test_reasoning_gym_s_settings_keep_their_enumerations_and_bad_ones_are_refus
     env = make("ReasoningGym", task="aiw", split="ood")
     env.reset(seed=0)
     assert env.step(env.expert_action())[1] == 1.0
+
+
+@pytest.mark.slow
+def test_scienceworlds_in_threads_share_java_processes_and_play_as_they_do_alone() -> None:
+    pytest.importorskip("scienceworld", reason="the extra scienceworld is not installed")
+    from turncredit.envs.adapters.scienceworld_machines import _machines
+
+    def play(seed: int) -> tuple[list[str], list[int]]:
+        env = make("ScienceWorld", tasks=["find-plant", "lifespan-longest-lived"])
+        said, over = [env.reset(seed=seed)[0]], False
+        while not over:
+            observation, _, terminated, truncated, _ = env.step(env.expert_action())
+            said.append(observation)
+            over = terminated or truncated
+        processes.update(machine.process.pid for machine in _machines)
+        env.close()
+        return said, [int(env.verdict().passed)]
+
+    processes: set[int] = set()
+    kept = make("ScienceWorld")  # holds a process, which the others then have in turn
+    kept.reset(seed=0)
+    alone = [play(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(play, range(6)))
+    kept.close()
+    assert together == alone and all(passed for _, (passed,) in alone)
+    assert len(processes) <= (os.cpu_count() or 1) and not _machines
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from turncredit.agents.trivial import EVERYTHING
 from turncredit.envs.adapters.packages import imported
 from turncredit.envs.splits import split_of
 from turncredit.envs.text_env import Reply, TextEnv
@@ -19,6 +20,9 @@ from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, typed_call
 
 SUITES = ("workspace", "travel", "banking", "slack")
 VERSION = "v1.2.2"
+# Tasks solved without a call, as `idle_solves` finds them: banking's 5, 6, 8, 9 and 10 with an empty answer,
+# the others with an answer that names every small number, since their utility looks for the right one in it.
+EXCLUDED: dict[str, tuple[int, ...]] = {"banking": (5, 6, 7, 8, 9, 10), "workspace": (1, 10, 27)}
 _NOON = datetime.datetime(2024, 5, 15, 12)  # of the day that the data calls today
 _CLOCKED = ("email_client", "cloud_drive_client")
 
@@ -37,8 +41,8 @@ class Utility:
 class AgentDojo(TextEnv):
     """Do what a user asks with the tools of a mail account, a travel agency, a bank or a chat; then answer.
 
-    Of a suite's tasks those are left out that an empty answer without a call solves, or that the package's own solution
-    does not solve. The others are parted by their name; "ood" holds those of another suite. Prompt injections, the
+    Of a suite's tasks those are left out that an answer without a call solves (`EXCLUDED`). The others are parted by
+    their name; "ood" holds those of another suite. Prompt injections, the
     package's other subject, are not in the data.
 
     Args:
@@ -127,23 +131,17 @@ class AgentDojo(TextEnv):
 
 @functools.cache
 def sound_tasks(suite: str) -> list[Any]:
-    """The suite's tasks whose own solution solves them, and doing nothing does not."""
-    return [task for _, task in sorted(_suite(suite).user_tasks.items(), key=lambda item: int(item[0].split("_")[-1]))
-            if not _idle_solves(suite, task) and _solution_solves(suite, task)]
+    """The suite's tasks but for `EXCLUDED`, by number."""
+    numbered = {int(name.split("_")[-1]): task for name, task in _suite(suite).user_tasks.items()}
+    return [task for number, task in sorted(numbered.items()) if number not in EXCLUDED.get(suite, ())]
 
 
-def _idle_solves(suite: str, task: Any) -> bool:
+def idle_solves(suite: str, number: int) -> bool:
+    """Whether an answer without a call solves the task of that number: an empty one, or all small numbers at once."""
+    task = _suite(suite).user_tasks[f"user_task_{number}"]
     before = _first_state(suite, task)
-    return _solved(task, "", before, before.model_copy(deep=True), [])
-
-
-def _solution_solves(suite: str, task: Any) -> bool:
-    before = _first_state(suite, task)
-    after, runtime = before.model_copy(deep=True), imported("agentdojo.functions_runtime", "agentdojo", "agentdojo")
-    calls = task.ground_truth(before.model_copy(deep=True))
-    for call in calls:
-        runtime.FunctionsRuntime(_suite(suite).tools).run_function(after, call.function, call.args)
-    return _solved(task, str(task.GROUND_TRUTH_OUTPUT), before, after, calls)
+    after = before.model_copy(deep=True)
+    return any(_solved(task, answer, before, after, []) for answer in ("", EVERYTHING))
 
 
 def _solved(task: Any, answer: str, before: Any, after: Any, calls: Any) -> bool:

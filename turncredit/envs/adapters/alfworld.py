@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,7 +67,8 @@ class ALFWorld(TextEnv):
         chosen = tuple(types) if types is not None else tuple(name for name in TYPES if name not in ood_types)
         self._types = tuple(ood_types) if self.split == "ood" else chosen
         self._things = things
-        imported("alfworld", "alfworld", "alfworld")
+        with _no_cache_folder():
+            imported("alfworld", "alfworld", "alfworld")
         self._infos = imported("textworld", "textworld", "alfworld").EnvInfos(admissible_commands=True)
         self._pddl = imported("textworld.envs", "textworld", "alfworld").PddlEnv
         imported("fast_downward", "fast-downward-textworld", "alfworld")
@@ -141,6 +144,19 @@ class ALFWorld(TextEnv):
             state = self._played.reset()
         self._commands, shown = frozenset(state["admissible_commands"]), str(state.feedback)
         return Task(shown.partition("=-\n")[2].strip() or shown, {}, self.split, self.level, f"{self.split}-{name}")
+
+
+@contextmanager
+def _no_cache_folder() -> Iterator[None]:
+    """On import the package makes a folder for downloads in the user's home, and names it in a variable."""
+    if "ALFWORLD_DATA" in os.environ:
+        yield
+        return
+    os.environ["ALFWORLD_DATA"] = tempfile.gettempdir()  # which is there
+    try:
+        yield
+    finally:
+        os.environ.pop("ALFWORLD_DATA", None)
 
 
 @contextmanager

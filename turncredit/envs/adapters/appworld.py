@@ -146,17 +146,26 @@ class AppWorld(TextEnv):
             printed = f"{printed[:self._shown]}\n… {len(printed) - self._shown} more characters"
         return Reply(printed, done=done, answer=action if done else None, valid=not wrong)
 
+    @property
+    def solvable(self) -> bool:
+        """Where the data hold solutions: not of the test sets."""
+        return all(self._solution(id) is not None for id in self._ids)
+
     def expert_action(self) -> str:
         """The package's solution, all at once.
 
         Raises:
             NotImplementedError: the data hold none, as of the test sets.
         """
-        truth = self._root / "data" / "tasks" / self.task.hidden["id"] / "ground_truth"
-        for name in ("compiled_solution.py", "solution.py"):
-            if (truth / name).is_file():
-                return f"{(truth / name).read_text()}\nsolution(apis, requester)"
-        raise NotImplementedError(f"AppWorld's data hold no solution of {self.task.hidden['id']}")
+        found = self._solution(self.task.hidden["id"])
+        if found is None:
+            raise NotImplementedError(f"AppWorld's data hold no solution of {self.task.hidden['id']}")
+        return f"{found.read_text()}\nsolution(apis, requester)"
+
+    def _solution(self, id: str) -> Path | None:
+        truth = self._root / "data" / "tasks" / id / "ground_truth"
+        files = (truth / name for name in ("compiled_solution.py", "solution.py"))
+        return next((file for file in files if file.is_file()), None)
 
     def _executed(self, code: str) -> tuple[str, bool]:
         """What the code printed, and whether the task is completed."""

@@ -52,8 +52,9 @@ class MiniGrid(TextEnv):
         made: Any = gymnasium.make(ood if self.split == "ood" else env, disable_env_checker=True)
         self.inner = made.unwrapped
         self._most_turns = self.max_turns
-        # BabyAI prints each draw of a world that it rejects; standard output is ours.
-        imported("minigrid.envs.babyai.core.roomgrid_level", "minigrid", "minigrid").print = _say_nothing
+        babyai = imported("minigrid.envs.babyai.core.roomgrid_level", "minigrid", "minigrid")
+        babyai.print = _say_nothing  # it prints each draw of a world that it rejects; standard output is ours
+        self._has_bot = isinstance(self.inner, babyai.RoomGridLevel)
 
     def make_task(self, rng: np.random.Generator) -> Task:
         """A world."""
@@ -82,13 +83,18 @@ class MiniGrid(TextEnv):
         self._reached = bool(over) and float(reward) > 0
         return Reply(self._view(), done=bool(over or timed_out))
 
+    @property
+    def solvable(self) -> bool:
+        """BabyAI's levels."""
+        return self._has_bot
+
     def expert_action(self) -> str:
         """What BabyAI's own bot does; it knows BabyAI's missions alone.
 
         Raises:
             NotImplementedError: a level of MiniGrid, which the bot does not know.
         """
-        if not hasattr(self.inner, "instrs"):
+        if not self.solvable:
             raise NotImplementedError(f"{self.inner.spec.id} has no scripted solution: BabyAI's levels have one")
         if self._bot is None:
             self._bot = imported("minigrid.utils.baby_ai_bot", "minigrid", "minigrid").BabyAIBot(self.inner)

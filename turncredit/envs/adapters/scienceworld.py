@@ -1,4 +1,4 @@
-"""ScienceWorld's thirty elementary-school experiments, in its simulator (a Java process for each environment)."""
+"""ScienceWorld's thirty elementary-school experiments, in its simulator, a Java program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from turncredit.envs.adapters.packages import imported
+from turncredit.envs.adapters.scienceworld_machines import World
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Outcome, Task, Verdict
 from turncredit.errors import UserError, did_you_mean
@@ -43,7 +44,8 @@ class ScienceWorld(TextEnv):
     """An experiment: a house to walk through, things to find, to heat, to grow, to measure. Rewards progress.
 
     "train" and "test" are the package's variations of that name but for `EXCLUDED`, "ood" those of other tasks. The
-    scripted solution is the simulator's gold path. `close` ends the Java process; so does the end of this one.
+    scripted solution is the simulator's gold path. Environments share Java processes, one for each core at most; the
+    last that is closed ends them, and so does the end of this process.
 
     Args:
         tasks: names of the tasks to draw from; all but `ood_tasks` where None.
@@ -71,7 +73,7 @@ class ScienceWorld(TextEnv):
             if name not in known:
                 raise UserError(f"tasks holds {name!r}: ScienceWorld has no such task{did_you_mean(name, known)}")
         self._simplifications = simplifications
-        self._simulator: Any = None
+        self._world: World | None = None
         self._loaded: tuple[str, int] | None = None
         self._variations: dict[str, list[int]] = {}
 
@@ -84,17 +86,17 @@ class ScienceWorld(TextEnv):
     def variations(self, name: str) -> list[int]:
         """The numbers of a task's variations in this split."""
         if name not in self._variations:
-            simulator = self._running()
-            simulator.load(name, 0, self._simplifications)
+            world = self._running()
+            world("load", name, 0, self._simplifications, False)
             self._loaded = None
-            found = simulator.get_variations_test() if self.split == "test" else simulator.get_variations_train()
+            found = world("getVariationsTest" if self.split == "test" else "getVariationsTrain")
             self._variations[name] = [int(number) for number in found if int(number) not in EXCLUDED.get(name, ())]
         return self._variations[name]
 
     def variation(self, name: str, number: int) -> Task:
         """The task of that name and variation."""
         seen = self._load(name, number)
-        prompt = f"{self._running().get_task_description()}\n\n{seen}"
+        prompt = f"{self._running()('getTaskDescription')}\n\n{seen}"
         return Task(prompt, {"name": name, "variation": number}, self.split, self.level,
                     f"{self.split}-{name}-{number}")
 
@@ -115,9 +117,10 @@ class ScienceWorld(TextEnv):
         self._loaded = None
         said = (lines[-1] if lines else "").encode(errors="replace").decode()[:400]
         # The package's own `step` lists every valid action with each answer, which takes 10 times as long as the step.
-        observation = _in_order(str(self._simulator.server.step(said)))
-        self._score = float(self._simulator.server.getScore())
-        over = bool(self._simulator.server.getCompleted()) or self._score < 0
+        world = self._running()
+        observation = _in_order(str(world("step", said)))
+        self._score = float(world("getScore"))
+        over = bool(world("getCompleted")) or self._score < 0
         return Reply(observation, done=over, valid=not observation.startswith("No known action matches that input"))
 
     def expert_action(self) -> str:
@@ -132,35 +135,30 @@ class ScienceWorld(TextEnv):
             if self.turns:
                 raise RuntimeError("ScienceWorld's gold path begins at the first turn: ask for it there")
             self._load(hidden["name"], hidden["variation"], gold=True)
-            _gold_paths[key] = [str(action) for action in self._running().get_gold_action_sequence()]
+            _gold_paths[key] = [str(action) for action in self._running()("getGoldActionSequence")]
         path = _gold_paths[key]
         return path[len(self.turns)] if len(self.turns) < len(path) else "wait"
 
     def close(self) -> None:
-        """End the Java process."""
-        if self._simulator is not None:
-            process = self._simulator._gateway.java_process
-            self._simulator.close()
-            process.wait(timeout=10)
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
-            self._simulator = None
+        """Give the simulator up."""
+        if self._world is not None:
+            self._world.close()
+            self._world = None
 
     def _load(self, name: str, variation: int, gold: bool = False) -> str:
         """Put the simulator into a variation's first state; what is seen there."""
-        simulator = self._running()
-        simulator.load(name, variation, self._simplifications, generateGoldPath=gold)
-        simulator.server.reset()
-        seen = _in_order(str(simulator.server.step("look around")))
-        self._score = float(simulator.server.getScore())
+        world = self._running()
+        world("load", name, variation, self._simplifications, gold)
+        world("reset")
+        seen = _in_order(str(world("step", "look around")))
+        self._score = float(world("getScore"))
         self._loaded = (name, variation)
         return seen
 
-    def _running(self) -> Any:
-        if self._simulator is None:
-            self._simulator = imported("scienceworld", "scienceworld", "scienceworld").ScienceWorldEnv()
-        return self._simulator
+    def _running(self) -> World:
+        if self._world is None:
+            self._world = World()
+        return self._world
 
 
 def _in_order(seen: str) -> str:

