@@ -54,7 +54,8 @@ def main() -> None:
     for part, tokens in by_part(run).items():
         if not tokens:
             parser.error(f"{run} holds no credit of failed episodes in partial-solve groups: train with sc-grpo first")
-        weights = np.array([token["weight"] for token in tokens])
+        # None: its reference did not fit into the context, so that it had no teacher.
+        weights = np.array([1.0 if token["weight"] is None else token["weight"] for token in tokens])
         size = np.array([abs(token["advantage"]) * (1 - np.exp(token["student_logprob"])) for token in tokens])
         found[part] = {"tokens": len(tokens), "weight_mean": float(weights.mean()),
                        "weight_median": float(np.median(weights)), "kept": float((weights * size).sum() / size.sum()),
