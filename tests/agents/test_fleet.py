@@ -149,6 +149,17 @@ def test_servers_that_sleep_wake_for_weights_and_requests_and_those_that_join_th
     assert of(servers.urls[0]) == of(servers.urls[1]) == woken
 
 
+def test_a_server_that_was_refused_too_late_is_replaced_once(made: Made) -> None:
+    engine, servers = made(1, restarts=1)
+    engine.load(weights(1))
+    gone = servers.urls[0]
+    os.kill(pid_of(servers, 0), signal.SIGKILL)
+    assert versions(engine, 1) == [1]
+    servers.refuse(0, gone)
+    time.sleep(0.5)
+    assert servers.lost == 1 and versions(engine, 1) == [1], "the one in its place has nothing to do with it"
+
+
 def test_nobody_waits_while_another_server_is_being_given_weights(made: Made) -> None:
     engine, _ = made(2, restarts=0)
     engine.load(weights(1))

@@ -156,7 +156,7 @@ class VllmServers(OpenAIEngine):
         for place, error in failed.items():
             self.lose(place, str(error))
             if self._fleet is not None:
-                self._fleet.refuse(place)
+                self._fleet.refuse(place, self.servers[place])
 
     def _give(self, url: str, wake: bool = True) -> None:
         """Have a server read the present weights; one that sleeps gets its memory back, as much as each step needs."""
