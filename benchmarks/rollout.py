@@ -1,4 +1,5 @@
-"""How fast episodes are sampled: the embedded engine against `model.generate`, and the two schedules.
+"""How fast episodes are sampled: the embedded engine against `model.generate`, the two schedules,
+and whole training steps where sampling waits for the update and where it does not.
 
 Random weights in the shape of SmolLM2-135M-Instruct (or a model given by --model): speed does not depend on what they
 are. Every pair of figures is measured alternately in one run; the ratios count, and the last line is one JSON object.
@@ -12,6 +13,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,10 +23,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import turncredit
 from turncredit.agents import AsynchronousAgent, ChatFormat, EngineAgent, Request, Sample, Sampling, TransformersEngine
 from turncredit.agents.tiny import learn_tokenizer, make_tiny_model
-from turncredit.config import TinyModel
+from turncredit.config import TinyModel, parse_config
 from turncredit.envs import Reply, TextEnv
 from turncredit.episode import Outcome, StopReason, Task, Verdict
 from turncredit.rollout import Budget, Rollout, TaskRef
+from turncredit.trainer.loop import train
 
 
 def model_of(path: str | None, layers: int) -> Any:
@@ -184,6 +187,77 @@ def compare_schedules(repeats: int) -> dict[str, float]:
             "ratio": best["lockstep"] / best["asynchronous"]}
 
 
+class WaitingToBeTrained(Waiting):
+    """The same, with rewards that there is something to learn from."""
+
+    instructions = "Say something."
+
+    class Verifier:
+        def verify(self, task: Task, outcome: Outcome) -> Verdict:
+            return Verdict.of(len(outcome.answer or "") % 2 == 0)
+
+    verifier = Verifier()
+
+
+class Silent:
+    """Watches a run and says nothing."""
+
+    def warming(self, *_: Any) -> None:
+        pass
+
+    def training(self, *_: Any) -> None:
+        pass
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "on_policy": {"schedule": "lockstep", "staleness": 0}, "steps_ahead": {"schedule": "lockstep", "staleness": 1},
+    "asynchronous": {"schedule": "asynchronous", "staleness": 0},
+    "continuous": {"schedule": "asynchronous", "staleness": 1}}
+PARTS = ("sampling", "weights", "credit", "update")
+
+
+def compare_training(repeats: int, steps: int = 5) -> dict[str, float]:
+    """Steps a second of whole training runs of a tiny policy, 32 episodes a step, whose environments take as long as a
+    turn's sampling on average; the first two steps of each run are not counted."""
+    turncredit.register("benchmark/WaitingToBeTrained-v0", WaitingToBeTrained)
+    tokenizer = learn_tokenizer(["What is 12 + 7? Say something. Go on."] * 3, 400)
+    model = make_tiny_model(TinyModel(width=64, layers=2, heads=2, context=512), tokenizer, 0)
+    best = dict.fromkeys(SCHEDULES, 0.0)
+    idle, stale, updates = {}, 0, 0.0
+
+    def run(schedule: str, mean_s: float, count: int) -> list[dict[str, Any]]:
+        env = {"id": "benchmark/WaitingToBeTrained-v0", "arguments": {"mean_s": mean_s}}
+        config = parse_config({
+            "name": f"{schedule}-{time.monotonic_ns()}", "runs": folder, "model": {"path": f"{folder}/policy"},
+            "envs": [env], "evaluation": {"leakage": "ignore"},
+            "rollout": {"groups": 4, "group_size": 8, "turn_tokens": 16, "episode_tokens": 1000, "context_tokens": 512,
+                        "max_batch": 128} | SCHEDULES[schedule],
+            "trainer": {"steps": count, "lr": 1e-4, "old_logprobs": "recomputed", "save_every": count}})
+        return train(config, Silent()).read_metrics()
+
+    def seconds(metrics: list[dict[str, Any]], *parts: str) -> float:
+        return sum(float(line[f"{part}_s"]) for line in metrics for part in parts)
+
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/policy")
+        tokenizer.save_pretrained(f"{folder}/policy")
+        quick = run("on_policy", 0.0, 3)
+        mean_s = min(seconds([line], *PARTS) * (1 - line["engine_idle"]) / line["turns"] for line in quick)
+        for _, schedule in itertools.product(range(repeats), SCHEDULES):
+            metrics = run(schedule, mean_s, steps + 2)[2:]
+            rate = steps / seconds(metrics, *PARTS)
+            print(f"{schedule}: {rate:.3f} steps a second", flush=True)
+            if rate > best[schedule]:
+                best[schedule], idle[schedule] = rate, float(np.mean([line["engine_idle"] for line in metrics]))
+            if schedule == "continuous":
+                stale += sum(line["groups stale"] for line in metrics)
+            if schedule == "on_policy":
+                updates = seconds(metrics, "credit", "update") / steps
+    return {"environment_mean_s": mean_s, "update_s": updates, **best, "groups_stale": stale,
+            **{f"engine_idle_{schedule}": share for schedule, share in idle.items()},
+            **{f"continuous_over_{other}": best["continuous"] / best[other] for other in list(SCHEDULES)[:-1]}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a folder that transformers can load, in place of random weights")
@@ -192,16 +266,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="on a machine that others use, more wait for each other")
     parser.add_argument("--cpu-seconds", action="store_true",
                         help="with one thread, count this process's own seconds on the CPU: others disturb those less")
-    parser.add_argument("--only", choices=["one_turn", "several_turns", "schedules"])
+    parser.add_argument("--only", choices=["one_turn", "several_turns", "schedules", "continuous"])
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     now = time.process_time if wanted.cpu_seconds else time.perf_counter
     measures: dict[str, Callable[[], dict[str, float]]] = {
         "one_turn": lambda: compare_with_generate(model, Workload(4, 1, 60), wanted.repeats, now),
         "several_turns": lambda: compare_with_generate(model, Workload(4, 4, 200), wanted.repeats, now),
-        "schedules": lambda: compare_schedules(2 * wanted.repeats)}
+        "schedules": lambda: compare_schedules(2 * wanted.repeats),
+        "continuous": lambda: compare_training(wanted.repeats)}
     names = [wanted.only] if wanted.only else list(measures)
-    model = model_of(wanted.model, wanted.layers) if names != ["schedules"] else None
+    model = model_of(wanted.model, wanted.layers) if {"one_turn", "several_turns"} & {*names} else None
     results = {}
     for name in names:
         results[name] = {key: round(value, 3) for key, value in measures[name]().items()}

@@ -149,6 +149,17 @@ def test_servers_that_sleep_wake_for_weights_and_requests_and_those_that_join_th
     assert of(servers.urls[0]) == of(servers.urls[1]) == woken
 
 
+def test_a_server_that_was_refused_too_late_is_replaced_once(made: Made) -> None:
+    engine, servers = made(1, restarts=1)
+    engine.load(weights(1))
+    gone = servers.urls[0]
+    os.kill(pid_of(servers, 0), signal.SIGKILL)
+    assert versions(engine, 1) == [1]
+    servers.refuse(0, gone)
+    time.sleep(0.5)
+    assert servers.lost == 1 and versions(engine, 1) == [1], "the one in its place has nothing to do with it"
+
+
 def test_nobody_waits_while_another_server_is_being_given_weights(made: Made) -> None:
     engine, _ = made(2, restarts=0)
     engine.load(weights(1))
@@ -157,6 +168,13 @@ def test_nobody_waits_while_another_server_is_being_given_weights(made: Made) ->
         assert versions(engine, 2) == [1, 1]
         engine.rest()
         assert time.monotonic() - began < 5
+
+
+def test_servers_that_take_no_weights_at_first_are_an_error_that_names_the_folder(made: Made, tmp_path: Path) -> None:
+    engine, servers = made(1, restarts=0)
+    (tmp_path / "fault").write_text(f"refuses {pid_of(servers, 0)}")
+    with pytest.raises(EngineError, match=rf"collective_rpc: 500 .*no memory.*see the files of {tmp_path}/model"):
+        engine.load(weights(1))
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_last_words(made: Made, tmp_path: Path) -> None:

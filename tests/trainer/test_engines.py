@@ -59,6 +59,27 @@ def test_a_run_samples_with_vllm_and_its_weights_follow_the_trainer_s(name: str,
         assert abs(line["sampler_ratio_mean"] - 1) < 1e-4, "what was sampled is what is scored"
 
 
+def test_a_server_that_computes_in_bfloat16_gets_weights_of_half_the_size(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
+    from safetensors import safe_open
+
+    from turncredit.progress import Display
+    from turncredit.trainer.loop import train
+
+    config = config_of(tmp_path, name="vllm-server", dtype="bfloat16")
+    kinds: list[set[str]] = []
+
+    class Looks(Display):
+        def training(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
+            with safe_open(config.folder / "engine" / "model.safetensors", "pt") as file:
+                kinds.append({file.get_slice(name).get_dtype() for name in file.keys()})  # noqa: SIM118
+
+    with Looks(None) as display:
+        metrics = train(config, display).read_metrics()
+    assert kinds == [{"BF16"}] * 3
+    assert all(0 < line["sampler_gap_mean"] < 0.05 for line in metrics), "as far as rounding goes"
+
+
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
 def test_an_adapter_is_swapped_beside_the_base_after_each_update(name: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
@@ -76,20 +97,28 @@ def test_an_adapter_is_swapped_beside_the_base_after_each_update(name: str, tmp_
     assert not (run.path / "engine").exists()
 
 
+@pytest.mark.parametrize("schedule", ["lockstep", "asynchronous"])
 @pytest.mark.parametrize("name", ["vllm", "vllm-server"])
-def test_vllm_samples_ahead_of_the_trainer_with_weights_of_bounded_age(name: str, tmp_path: Path) -> None:
+def test_vllm_samples_ahead_of_the_trainer_with_weights_of_bounded_age(name: str, schedule: str,
+                                                                       tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vllm is not installed: make vllm")
     from turncredit.progress import Display
     from turncredit.trainer.loop import train
 
     config = config_of(tmp_path, name=name)
-    rollout = config.rollout.model_copy(update={"staleness": 2, "schedule": "asynchronous"})
+    rollout = config.rollout.model_copy(update={"staleness": 2, "schedule": schedule})
     trainer = config.trainer.model_copy(update={"steps": 5})
     with Display(None) as display:
         run = train(config.model_copy(update={"rollout": rollout, "trainer": trainer}), display)
-    assert {(e.step, e.policy_version) for e in run.read_episodes()} == {(s, max(0, s - 2)) for s in range(5)}
-    metrics = run.read_metrics()
-    assert [line["groups stale"] for line in metrics] == [0] * 5
+    episodes, metrics = list(run.read_episodes()), run.read_metrics()
+    if schedule == "lockstep":
+        assert {(e.step, e.policy_version) for e in episodes} == {(s, max(0, s - 2)) for s in range(5)}
+        assert [line["groups stale"] for line in metrics] == [0] * 5
+    else:
+        assert all(e.step - 2 <= e.policy_version <= max(e.policy_versions) <= e.step for e in episodes)
+        assert sorted({e.group for e in episodes} | {n for line in metrics for n in line["tasks stale"]}) == list(
+            range(10 + sum(line["groups stale"] for line in metrics))), "every task once"
+        assert any(e.policy_version > 0 for e in episodes), "with new weights while sampling goes on"
     assert all(line["sampler_gap_max"] < 1e-4 for line in metrics[3:]), "each version arrived whole"
     assert any(abs(line["sampler_ratio_max"] - 1) > 1e-3 for line in metrics[1:]), "the lag is seen, and weighed"
 
@@ -134,6 +163,7 @@ def test_a_server_that_is_killed_is_replaced_with_the_present_weights_and_the_ru
     assert all(line["sampler_gap_max"] < 1e-4 for line in metrics), "those that came later have the weights"
     assert all(abs(line["sampler_ratio_mean"] - 1) < 1e-4 for line in metrics)
     assert not any(e.stop.infrastructure for e in run.read_episodes()), "no episode was lost"
+    assert metrics[-1]["servers_lost"] == 2
     assert servers_of(config.folder) == []
 
 

@@ -21,7 +21,7 @@ from turncredit.trainer.algorithms import ALGORITHMS, OPD, OPSD, Algorithm, make
 from turncredit.trainer.demonstrations import Demonstrator
 from turncredit.trainer.learner import Learner
 from turncredit.trainer.policy import Policy
-from turncredit.trainer.teacher import GUIDE, conditioned_system, reference_text
+from turncredit.trainer.teacher import FEEDBACK, GUIDE, reference_text
 
 STEP = 4
 CALCULATOR = {"id": "turncredit/Calculator-v0", "arguments": {"level": 1}}
@@ -237,6 +237,14 @@ def distil(divergence: Callable[[Token], Any]) -> Callable[[Groups], Any]:
     return lambda groups: per_sequence(groups, lambda o, t: 0.0 if t.log_q is None else divergence(t))
 
 
+def top_reverse_kl(t: Token) -> Any:
+    """KL(student || teacher) over the student's 5 likeliest entries, and all others as one."""
+    p, q = t.log_p.exp(), t.log_q.exp()
+    own = sorted(range(len(p)), key=lambda entry: -float(p[entry].detach()))[:5]
+    rest_p, rest_q = 1 - p[own].sum(), 1 - q[own].sum()
+    return (p[own] * (p[own] / q[own]).log()).sum() + rest_p * (rest_p / rest_q).log()
+
+
 def clipped_js(t: Token) -> Any:
     """OPSD's: every vocabulary entry's part of the Jensen-Shannon divergence is at most 0.05."""
     p, q = t.log_p.exp(), t.log_q.exp()
@@ -272,6 +280,7 @@ def overlong(longest: int) -> dict[str, Any]:
 
 PAPER, SOLVED, NONE = ("partial", "none"), ("partial", "single", "all"), ()
 SHOWN = ("demonstration",)  # every group, by a solution from outside
+HEARD = (*SOLVED, "feedback")  # and what failed, by what it was told
 # What is trained, the routes that have a teacher, the equation.
 CASES: dict[str, tuple[Any, tuple[str, ...], Callable[[Groups], Any]]] = {
     "grpo": ({}, NONE, grpo),
@@ -310,6 +319,8 @@ CASES: dict[str, tuple[Any, tuple[str, ...], Callable[[Groups], Any]]] = {
     "opsd": ({}, SOLVED, distil(clipped_js)),
     "sdpo": ({}, SOLVED, distil(lambda t: t.reverse_kl)),
     "sdpo, demonstration": ({"solution": "demonstration"}, SHOWN, distil(lambda t: t.reverse_kl)),
+    "sdpo, likeliest entries": ({"top": 5}, SOLVED, distil(top_reverse_kl)),
+    "sdpo, feedback": ({"feedback": True}, HEARD, distil(lambda t: t.reverse_kl)),
     "rlsd": ({"share": 0.7}, ("partial", "single"), rlsd),
 }
 
@@ -333,8 +344,14 @@ def teacher_rows(learner: Learner, one: Any, episodes: dict[str, Any], others: l
     if isinstance(learner.algorithm, OPD):
         return rows(others[1], one.episode.segments)
     teacher = others[0] if isinstance(learner.algorithm, OPSD) else learner.policy
-    solution = learner.demonstrator.solutions[one.episode.group] if one.reference is None else episodes[one.reference]
-    system = conditioned_system(one.episode.system, GUIDE, reference_text(solution))
+    read = []
+    if one.reference is not None or learner.demonstrator is not None:
+        solution = episodes[one.reference] if one.reference else learner.demonstrator.solutions[one.episode.group]
+        read = [GUIDE, reference_text(solution)]
+    if getattr(learner.algorithm, "feedback", False) and not one.episode.passed:
+        told = [turn.observation for turn in one.episode.turns if turn.observation]
+        read += [f"{FEEDBACK}\n{told[-1]}"] if told else []
+    system = "\n\n".join([one.episode.system, *read])
     prompt = learner.policy.chat.first_prompt(system, one.episode.prompt)
     assert one.teacher_prompt.token_ids.tolist() == prompt
     return rows(teacher, [one.teacher_prompt, *one.episode.response])
@@ -422,6 +439,9 @@ def test_an_update_is_the_equations_written_out_by_hand(case: str, sampled: Any)
     elif algorithm.teacher != "external":
         for part in parts:
             assert_references_are_allowed(part, routes)
+    if "feedback" in routes:  # in a group without a solution too
+        assert any(one.teacher_prompt is not None and one.reference is None for one in parts[-1])
+        assert credit.counts["episodes with feedback"] >= 3
     loss = equation([[response_of(learner, one, episodes, [start, other], *said[one.key]) for one in part]
                      for part in parts])
     gradients = torch.autograd.grad(loss, list(moved.model.parameters()), retain_graph=True)
@@ -436,6 +456,9 @@ def test_an_update_is_the_equations_written_out_by_hand(case: str, sampled: Any)
 
 def assert_references_are_allowed(part: list[Any], routes: tuple[str, ...]) -> None:
     for one, may in zip(part, allowed([one.episode for one in part], routes)):
+        if "feedback" in routes and one.reference is None and not one.episode.passed:
+            assert not may and (one.teacher_prompt is not None) == any(turn.observation for turn in one.episode.turns)
+            continue
         assert one.reference in may if may and one.reference is not None else one.teacher_prompt is None
     without = [one for one in part if one.reference is None]
     if 0 < len(without) < len(part):  # the only solution, or the one that was drawn where there is none

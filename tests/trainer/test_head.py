@@ -149,6 +149,33 @@ def test_distributions_so_far_apart_that_they_underflow_stay_finite_in_value_and
     assert all(g.isfinite().all() for g in torch.autograd.grad(total, [hidden, weight]))
 
 
+@pytest.mark.parametrize("top", [1, 3, 10, 11, 100])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "js"])
+def test_a_divergence_of_the_likeliest_entries_is_one_of_so_many_and_the_rest(top, name):
+    """Of distributions with top + 1 entries, in value and gradient; the teacher's logprob is of its own."""
+    inputs = problem(tokens=9)
+    scores = score_tokens(*inputs, chunk=4, measures=Measures([name, "teacher_logprob"], [name], 0.3, top=top))
+    hidden, weight, _, teacher, bias = inputs
+    p = torch.softmax(hidden @ weight.T + bias, -1)
+    q = torch.softmax(teacher @ weight.T + bias, -1).detach()
+    chosen = [sorted(range(11), key=lambda entry: -row[entry])[:top] for row in p.tolist()]
+    p, q = ([torch.cat([row[own], 1 - row[own].sum()[None]] if len(own) < 11 else [row[own]])
+             for row, own in zip(rows, chosen)] for rows in (p, q))
+    m = [0.3 * b + 0.7 * a for a, b in zip(p, q)]
+
+    def kl(one, other):
+        return (one * (one / other).log()).sum()
+
+    expected = torch.stack([{"kl": lambda i: kl(q[i], p[i]), "reverse_kl": lambda i: kl(p[i], q[i]),
+                             "js": lambda i: 0.3 * kl(q[i], m[i]) + 0.7 * kl(p[i], m[i])}[name](i) for i in range(9)])
+    close(getattr(scores, name), expected)
+    close(scores.teacher_logprob, plainly(*inputs)["teacher_logprob"])
+    upstream = torch.arange(1.0, 10.0, dtype=torch.float64)
+    for one, other in zip(*(torch.autograd.grad(upstream @ values, [hidden, weight, bias])
+                            for values in (getattr(scores, name), expected))):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-11)
+
+
 def test_what_is_not_asked_for_is_not_computed(monkeypatch):
     asked, projected = [], []
     measure, project = head._measure, head._Projection._project

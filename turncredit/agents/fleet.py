@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from turncredit.errors import EngineError, UserError
@@ -70,7 +70,7 @@ class _Place:
     over: bool = False  # and none will come
     no_room: bool = False  # for the one that is to come
     been_up: bool = False
-    refused: threading.Event = field(default_factory=threading.Event)
+    refused: str = ""  # the URL of a server that is there and is not wanted any more
 
 
 class Fleet:
@@ -124,9 +124,9 @@ class Fleet:
             elif url != known:
                 engine.join(number, url)
 
-    def refuse(self, place: int) -> None:
-        """Replace a server that is there and does not do what it should."""
-        self._places[place].refused.set()
+    def refuse(self, place: int, url: str) -> None:
+        """Replace a server that is there and does not do what it should; one that has been replaced already is not."""
+        self._places[place].refused = url
 
     def wait_for_another(self, joined: int) -> bool:
         """Whether more servers came up than `joined`; waits where none can sample and some are on their way.
@@ -216,13 +216,13 @@ class Fleet:
             missed.join(place.number, url)
 
     def _watch(self, place: _Place, server: Started) -> str:
-        heard = time.monotonic()
+        heard, signs = time.monotonic(), 0
         while not self._closed.wait(WATCH_S):
-            if place.refused.is_set():
-                place.refused.clear()
+            if place.refused == place.url:
                 return "it did not take new weights"
             health = server.health()
-            if health is False:
+            signs = signs + 1 if health is False else 0
+            if signs == 2:  # a connection may be refused once where a machine is very busy
                 return "it died"
             if health:
                 heard = time.monotonic()

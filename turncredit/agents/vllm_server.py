@@ -37,13 +37,14 @@ class VllmServers(OpenAIEngine):
             then run with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True.
         fleet: what started the servers and replaces those that die; None where others did.
         sleep: whether they give their GPU's memory up while nobody samples; they then run with --enable-sleep-mode.
+        dtype: "float32" or "bfloat16", in which whole weights are written: that of the servers, where it is known.
         settings: see `OpenAIEngine`.
     """
 
     def __init__(self, servers: Sequence[str], chat: ChatFormat, folder: Path, adapter: AdapterFiles | None = None,
-                 fleet: Fleet | None = None, sleep: bool = False, **settings: Any) -> None:
+                 fleet: Fleet | None = None, sleep: bool = False, dtype: str = "float32", **settings: Any) -> None:
         super().__init__(servers, chat, **settings)
-        self.folder, self._adapter, self._fleet = folder, adapter, fleet
+        self.folder, self._adapter, self._fleet, self._dtype = folder, adapter, fleet, dtype
         self._order: tuple[str, dict[str, Any]] | None = None  # how a server gets the present weights
         self._loading = threading.Lock()
         # Whole weights are read from their file again by those that wake; an adapter's base is kept in memory.
@@ -68,7 +69,7 @@ class VllmServers(OpenAIEngine):
             places = [i for i in range(len(self.servers)) if self._fleet is None or i not in self._gone]
             failed = self._each(self._give, places)
             if failed and first:
-                raise next(iter(failed.values()))
+                raise EngineError(f"{next(iter(failed.values()))}; each server has to see the files of {self.folder}")
             self._asleep = False
             self._gone -= set(places) - set(failed)
             self._fail(failed)
@@ -120,6 +121,11 @@ class VllmServers(OpenAIEngine):
         self._gone = set(gone)
 
     @property
+    def lost(self) -> int:
+        """Servers that were started for the run and died so far."""
+        return 0 if self._fleet is None else self._fleet.lost
+
+    @property
     def gone(self) -> set[int]:
         """Places without a server that could be asked."""
         return set(self._gone)
@@ -150,7 +156,7 @@ class VllmServers(OpenAIEngine):
         for place, error in failed.items():
             self.lose(place, str(error))
             if self._fleet is not None:
-                self._fleet.refuse(place)
+                self._fleet.refuse(place, self.servers[place])
 
     def _give(self, url: str, wake: bool = True) -> None:
         """Have a server read the present weights; one that sleeps gets its memory back, as much as each step needs."""
@@ -178,11 +184,12 @@ class VllmServers(OpenAIEngine):
                                          "load_inplace": True}
 
     def _write_whole(self, weights: Iterable[tuple[str, Any]]) -> None:
+        import torch
         from safetensors.torch import save_file
 
-        # In float32 whatever the server computes in: it casts as it reads.
+        dtype = getattr(torch, self._dtype)
         new = self.folder / "new"  # renamed, for a server that may still have the old file open
-        save_file({name: tensor.detach().to("cpu", copy=True).float().contiguous() for name, tensor in weights},
+        save_file({name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in weights},
                   new, metadata={"format": "pt"})
         new.replace(self.folder / "model.safetensors")
 

@@ -67,9 +67,11 @@ class CreditFromRecord(Learner):
     """Credits a step as the trainer did, with the KL that the run recorded in place of the model's."""
 
     def __init__(self, policy: Policy, config: Config, others: Others = (None, None, None)) -> None:
+        # Whatever teacher there is, it is not asked: an average of the policy need not be one.
         super().__init__(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed, None,
-                         *others)
-        self.scorer: RecordScorer = RecordScorer(policy, self.algorithm, config.trainer.micro_batch_tokens, *others[:2])
+                         *others, policy)
+        self.scorer: RecordScorer = RecordScorer(policy, self.algorithm, config.trainer.micro_batch_tokens, *others[:2],
+                                                 policy)
         self.scorer.recorded, self.scorer.from_weights = {}, set()
 
     @property
@@ -150,10 +152,11 @@ def broken_step(step: RecordedStep, policy: Policy, config: Config, others: Othe
         others: what the algorithm holds the policy against.
         checkpoint: where the optimiser's state before the step is, if there was any.
     """
-    learner = Learner(policy, make_algorithm(**config.algorithm), config.trainer, config.teacher, config.seed, None,
-                      *others)
-    if checkpoint is not None:  # several updates of one step depend on it
-        restore(checkpoint, learner.optimizer)
+    algorithm = make_algorithm(**config.algorithm)
+    averaged = policy.copied() if algorithm.teacher == "averaged" else None
+    learner = Learner(policy, algorithm, config.trainer, config.teacher, config.seed, None, *others, averaged)
+    if checkpoint is not None:  # several updates of one step depend on it, and an average of the policy
+        restore(checkpoint, learner.state)
     record = TokenRecord(policy.tokenizer)
     update = learner.update(learner.credit(step.trained, step.number), step.number, record)
     for name in ("loss", "gradient_norm"):

@@ -82,6 +82,8 @@ class Followed:
         found = {}
         if self._world.first:
             found = _gap(self._link.send(version))
+            if isinstance(self.engine, VllmServers):
+                found["servers_lost"] = self.engine.lost
         self._world.wait()
         if self._world.size > 1 and isinstance(self.engine, VllmServers):
             self.engine.follow(*self._world.gathered((self.engine.servers, self.engine.gone))[0])
@@ -181,6 +183,7 @@ def _server(config: Config, policy: Policy, folder: Path, world: World,
             for url in urls:
                 refuse_sleepless(url)
         engine = VllmServers(urls, policy.chat, folder, adapter, fleet, config.engine.sleep,
+                             _dtype(config, policy) if fleet is not None else "float32",  # others' is not known
                              concurrency=config.rollout.max_batch, timeout_s=config.rollout.engine_timeout_s)
     except BaseException:
         close()

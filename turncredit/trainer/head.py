@@ -11,6 +11,9 @@ projected onto the vocabulary at all. With p the student, q the teacher and g th
     js              b KL(q || m) + (1 - b) KL(p || m)              g (1 - b) p (log p - log m - KL(p || m))
                     with m = b q + (1 - b) p
 
+Divergences may tell apart the student's likeliest entries alone, with all others as one entry: q is then replaced by q'
+that is q at the likeliest ones and shares out the rest of q among the others as p is; what stands above is of p and q'.
+
 All of them have the form v - p sum v, where v is the derivative by log p of an entry as if it were free; so they are
 added up first, and the sum over the vocabulary is taken once.
 """
@@ -42,6 +45,8 @@ class Measures:
         mixture: b, the teacher's share of the Jensen-Shannon mixture (arXiv 2306.13649, equation 1).
         js_limit: the most that one vocabulary entry may add to "js" (OPSD's clip, arXiv 2601.18734); an entry at its
             limit has no gradient.
+        top: entries that divergences tell apart, the student's likeliest; the others are one. None: the whole
+            vocabulary.
     Raises:
         ValueError: a name that is none of these, or a gradient of what is not wanted or has none.
     """
@@ -50,6 +55,7 @@ class Measures:
     with_gradient: Collection[str] = ()
     mixture: float = 0.5
     js_limit: float | None = None
+    top: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.wanted:
@@ -62,6 +68,8 @@ class Measures:
                 raise ValueError(f"measures.with_gradient has {name!r}: no gradient flows into the teacher")
         if not 0 < self.mixture < 1:
             raise ValueError(f"measures.mixture is {self.mixture}: it must lie between 0 and 1")
+        if self.top is not None and self.top < 1:
+            raise ValueError(f"measures.top is {self.top}: it must be 1 or more, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +140,12 @@ class _ChunkedHead(torch.autograd.Function):
             log_p = student.log_softmax(part)
             log_q = None if teacher is None else teacher.log_softmax(part)
             values[0, part] = log_p.gather(1, targets[part, None])[:, 0]
+            pooled = _pooled(log_p, log_q, measures.top)
             for number, name in enumerate(names, 1):
                 if name == "teacher_logprob" and log_q is not None:
                     values[number, part] = log_q.gather(1, targets[part, None])[:, 0]
                 else:
-                    values[number, part] = _measure(name, log_p, log_q, measures, student.spare(log_p))
+                    values[number, part] = _measure(name, log_p, pooled, measures, student.spare(log_p))
             if kept is not None:
                 slope = _logprob_slope(log_p.exp_(), targets[part], torch.ones_like(values[0, part]))
                 kept[part] = (slope.to(weight.dtype) @ weight).to(hidden.dtype)
@@ -167,7 +176,7 @@ class _ChunkedHead(torch.autograd.Function):
                 d_logits = _logprob_slope(student.softmax(part), targets[part], upstream[0][part])
             else:
                 log_p = student.log_softmax(part)
-                log_q = None if teacher is None else teacher.log_softmax(part)
+                log_q = _pooled(log_p, None if teacher is None else teacher.log_softmax(part), ctx.measures.top)
                 d_logits = _slope({name: g[part] for name, g in given.items()}, log_p, log_q, targets[part],
                                   ctx.measures)
             d_hidden[part] = (d_logits.to(weight.dtype) @ weight).to(hidden.dtype)
@@ -233,6 +242,15 @@ def _add_product(total: Tensor, d_logits: Tensor, hidden: Tensor) -> None:
 def _logprob_slope(p: Tensor, targets: Tensor, g: Tensor) -> Tensor:
     """g (1[y] - p), in the place of p, [positions, vocabulary]."""
     return p.mul_(-g[:, None]).scatter_add_(1, targets[:, None], g[:, None])
+
+
+def _pooled(log_p: Tensor, log_q: Tensor | None, top: int | None) -> Tensor | None:
+    """log q', [positions, vocabulary]: q beyond the student's `top` likeliest entries, shared out there as p is."""
+    if log_q is None or top is None or top >= log_p.shape[1]:
+        return log_q
+    likeliest = log_p.topk(top, -1).indices
+    rest_p, rest_q = (log.scatter(1, likeliest, -torch.inf).logsumexp(-1, keepdim=True) for log in (log_p, log_q))
+    return (log_p + (rest_q - rest_p)).scatter_(1, likeliest, log_q.gather(1, likeliest))
 
 
 def _measure(name: str, log_p: Tensor, log_q: Tensor | None, measures: Measures, spare: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from turncredit.trainer.policy import Policy
 from turncredit.trainer.record import TokenRecord
 from turncredit.trainer.scoring import Scorer
 from turncredit.trainer.statistics import TokenStatistics
-from turncredit.trainer.teacher import GUIDE, teacher_context
+from turncredit.trainer.teacher import GUIDE, feedback_text, teacher_context
 
 
 class _Old(NamedTuple):
@@ -122,23 +122,24 @@ class Learner:
                   counts: Counter[str]) -> CreditedEpisode:
         one = CreditedEpisode(judged[i], scored.kind, float(scored.advantages[i]))
         reference = scored.references[i]
-        if reference is None:
-            return one
+        feedback = feedback_text(judged[i]) if scored.feedback is not None and scored.feedback[i] else ""
         if reference == OWN_PROMPT:
             one.teacher_prompt, one.distilled = judged[i].segments[0], self.algorithm.distils
             return one
-        solution = shown if reference == DEMONSTRATION else judged[reference]
-        if solution is None:
+        solution = None if reference is None else shown if reference == DEMONSTRATION else judged[reference]
+        if reference == DEMONSTRATION and solution is None:
             counts["episodes without demonstration"] += 1
+        if solution is None and not feedback:
             return one
         context = teacher_context(self.policy.chat, judged[i], solution, self.teacher.guide or GUIDE,
-                                  self.teacher.reference_tokens, self.policy.max_context)
+                                  self.teacher.reference_tokens, self.policy.max_context, feedback)
         if context is None:
             counts["references that did not fit"] += 1
             return one
         counts["references shortened"] += context.shortened
         one.teacher_prompt, one.distilled = context.prompt, self.algorithm.distils
-        one.reference = None if solution is shown else solution.id  # a demonstration is no episode of the run
+        one.reference = None if solution is None or solution is shown else solution.id  # which is one of the run
+        counts["episodes with feedback"] += bool(feedback)
         return one
 
     # Update.

@@ -9,6 +9,7 @@ from turncredit.agents.chat import ChatFormat
 from turncredit.episode import Episode, Segment, Turn
 
 GUIDE = "Here is how this task was worked on before. Learn from it, then act by yourself."
+FEEDBACK = "An attempt at this task failed. This is what it was told last:"
 CUT = "\n[…]\n"
 SPEAKER = {"user": "Environment", "tool": "Tool"}
 
@@ -36,24 +37,34 @@ def turns_text(turns: Sequence[Turn]) -> str:
     return "\n".join(lines)
 
 
-def teacher_context(chat: ChatFormat, episode: Episode, reference: Episode, guide: str = GUIDE,
-                    reference_tokens: int = 2048, max_context: int = 1 << 30) -> TeacherContext | None:
+def feedback_text(episode: Episode) -> str:
+    """What the environment said last in an episode; empty where it said nothing. It is what the agent was shown."""
+    return next((turn.observation for turn in reversed(episode.turns) if turn.observation.strip()), "")
+
+
+def teacher_context(chat: ChatFormat, episode: Episode, reference: Episode | None, guide: str = GUIDE,
+                    reference_tokens: int = 2048, max_context: int = 1 << 30,
+                    feedback: str = "") -> TeacherContext | None:
     """The prompt of pi(. | x, tau): base system prompt + guide + reference, then the same first observation.
 
     Args:
         chat: the model's chat format.
         episode: whose response will be scored behind this prompt.
-        reference: tau, another trajectory of the same task.
+        reference: tau, another trajectory of the same task; None for feedback alone.
         guide: the instruction that introduces the reference.
-        reference_tokens: the budget of tau; a longer one is cut in the middle.
+        reference_tokens: the budget of tau and feedback; what is longer is cut in the middle.
         max_context: tokens that the model can read.
+        feedback: what the environment said to the response; stands behind the reference.
     Returns:
         None where not even a shortened reference fits in front of the response.
     """
+    text = "" if reference is None else reference_text(reference)
+    if feedback:
+        text = "\n\n".join(part for part in (text, f"{FEEDBACK}\n{feedback}") if part)
+    guide = "" if reference is None else guide
     response = sum(len(s.token_ids) for s in episode.response)
     room = max_context - response - len(_prompt(chat, episode, guide, CUT))
     budget = min(reference_tokens, room)
-    text = reference_text(reference)
     ids = chat.plain(text)
     shortened = len(ids) > budget
     if shortened:

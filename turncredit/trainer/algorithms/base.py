@@ -40,6 +40,8 @@ class GroupCredit:
     # Where the advantage itself depends on the token weights: from each episode's weights, [generated], to [G].
     # None stands for an episode without a teacher: it had none to begin with, or its reference did not fit.
     advantages_from_weights: Callable[[list[NDArray[np.float32] | None]], NDArray[np.float64]] | None = None
+    # [G]: whose teacher has also read what the environment last said in the episode itself; a teacher where it has none
+    feedback: Sequence[bool] | None = None
 
 
 class Algorithm(BaseModel):

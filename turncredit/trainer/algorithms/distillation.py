@@ -38,6 +38,7 @@ class Distillation(Algorithm):
     divergence: Direction = "reverse_kl"
     mixture: float = Field(0.5, gt=0, lt=1)  # the teacher's share in the Jensen-Shannon mixture
     js_limit: float | None = Field(None, gt=0)  # the most that one vocabulary entry adds to "js"
+    top: int | None = Field(None, ge=1)  # the student's likeliest entries that are told apart; the others count as one
 
     def token_loss(self, scores: TokenScores, start: Tensor | None, step: int) -> Tensor | None:
         added, divergence = super().token_loss(scores, start, step), self.divergence_of(scores)
@@ -48,7 +49,8 @@ class Distillation(Algorithm):
     @property
     def measures(self) -> Measures:
         plain = super().measures
-        return Measures(plain.wanted, {*plain.with_gradient, self.divergence}, self.mixture, self.js_limit)
+        return Measures(plain.wanted, {*plain.with_gradient, self.divergence}, self.mixture, self.js_limit,
+                        self.top)
 
 
 class SelfDistillation(Distillation):
