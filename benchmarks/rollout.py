@@ -216,8 +216,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 PARTS = ("sampling", "weights", "credit", "update")
 
 
-def compare_training(repeats: int, steps: int = 6) -> dict[str, float]:
-    """Steps a second of whole training runs of a tiny policy, 64 episodes a step, whose environments take as long as a
+def compare_training(repeats: int, steps: int = 5) -> dict[str, float]:
+    """Steps a second of whole training runs of a tiny policy, 32 episodes a step, whose environments take as long as a
     turn's sampling on average; the first two steps of each run are not counted."""
     turncredit.register("benchmark/WaitingToBeTrained-v0", WaitingToBeTrained)
     tokenizer = learn_tokenizer(["What is 12 + 7? Say something. Go on."] * 3, 400)
@@ -230,7 +230,7 @@ def compare_training(repeats: int, steps: int = 6) -> dict[str, float]:
         config = parse_config({
             "name": f"{schedule}-{time.monotonic_ns()}", "runs": folder, "model": {"path": f"{folder}/policy"},
             "envs": [env], "evaluation": {"leakage": "ignore"},
-            "rollout": {"groups": 8, "group_size": 8, "turn_tokens": 16, "episode_tokens": 1000, "context_tokens": 512,
+            "rollout": {"groups": 4, "group_size": 8, "turn_tokens": 16, "episode_tokens": 1000, "context_tokens": 512,
                         "max_batch": 128} | SCHEDULES[schedule],
             "trainer": {"steps": count, "lr": 1e-4, "old_logprobs": "recomputed", "save_every": count}})
         return train(config, Silent()).read_metrics()
@@ -241,7 +241,7 @@ def compare_training(repeats: int, steps: int = 6) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         model.save_pretrained(f"{folder}/policy")
         tokenizer.save_pretrained(f"{folder}/policy")
-        quick = run("on_policy", 0.0, 4)
+        quick = run("on_policy", 0.0, 3)
         mean_s = min(seconds([line], *PARTS) * (1 - line["engine_idle"]) / line["turns"] for line in quick)
         for _, schedule in itertools.product(range(repeats), SCHEDULES):
             metrics = run(schedule, mean_s, steps + 2)[2:]

@@ -112,16 +112,20 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing
         [1, tokens, heads, head width].
     """
     repeats = query.shape[1] // key.shape[1]
+    places = {block.start: place for place, block in enumerate(packing.blocks)}
+    # Split once and not sliced for each reader: a slice's gradient is as long as the row.
+    sizes = [block.stop - block.start for block in packing.blocks]
+    queries, keys, values = (torch.split(states, sizes, 2) for states in (query, key, value))
     parts = []
-    for block in packing.blocks:
-        keys, values = (_read(states, block).repeat_interleave(repeats, 1) if repeats > 1 else _read(states, block)
-                        for states in (key, value))
-        mask = packing.mask(block.stop - block.start, keys.shape[2], window, query.device)
-        parts.append(scaled_dot_product_attention(query[:, :, block.start:block.stop], keys, values, attn_mask=mask,
+    for place, block in enumerate(packing.blocks):
+        read = [places[block.prefix_start], place] if block.prefix else [place]
+        read_keys, read_values = (_joined([states[i] for i in read], repeats) for states in (keys, values))
+        mask = packing.mask(block.stop - block.start, read_keys.shape[2], window, query.device)
+        parts.append(scaled_dot_product_attention(queries[place], read_keys, read_values, attn_mask=mask,
                                                   is_causal=mask is None, scale=scale))
     return torch.cat(parts, 2).transpose(1, 2)
 
 
-def _read(states: Tensor, block: Block) -> Tensor:
-    own = states[:, :, block.start:block.stop]
-    return own if not block.prefix else torch.cat([states[:, :, block.prefix_start:block.prefix_stop], own], 2)
+def _joined(states: list[Tensor], repeats: int) -> Tensor:
+    joined = torch.cat(states, 2) if len(states) > 1 else states[0]
+    return joined.repeat_interleave(repeats, 1) if repeats > 1 else joined
