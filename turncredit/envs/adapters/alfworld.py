@@ -175,10 +175,11 @@ def _text(name: str) -> str:
 
 
 def _games(data: str, split: str, types: Sequence[str]) -> list[Path]:
-    """The solvable games of a split, of those types."""
+    """The games of a split that the package itself plays, of those types; of all in "ood"."""
     folder = Path(data) / _FOLDERS[split]
     found = sorted(path for path in folder.glob("*/*/game.tw-pddl")
-                   if split == "ood" or path.parts[-3].partition("-")[0] in types)
+                   if path.parts[-3].partition("-")[0] in (TYPES if split == "ood" else types)
+                   and "Sliced" not in path.parts[-3])
     found = [path for path in found if json.loads(path.read_text()).get("solvable")]
     if not found:
         raise UserError(f"data is {data!r}: no solvable game.tw-pddl stands in its folder {_FOLDERS[split]}: get them "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,9 +21,10 @@ _WORDS = ("open, close, activate, deactivate, connect … to …, disconnect, us
 # Variations that the package's own gold path does not solve. In this one the stove is broken; the path melts the
 # chocolate in the blast furnace, where it catches fire, and burning it never freezes.
 EXCLUDED = {"freeze": (11,)}
-# The package draws a gold path at random each time that it is asked for one; here it is drawn once a process.
+# Tasks in which the same actions lead elsewhere each time, since bees fly by no seed: to be had by their names alone.
+UNREPEATABLE = ("grow-fruit", "mendelian-genetics-known-plant", "mendelian-genetics-unknown-plant")
+# Seconds each: made once a process.
 _gold_paths: dict[tuple[str, int, str], list[str]] = {}
-_CUP = re.compile(r"(?<=a wood cup \(containing )(?:red|yellow|blue)(?= paint\))")
 
 
 class Progress:
@@ -48,7 +48,7 @@ class ScienceWorld(TextEnv):
     last that is closed ends them, and so does the end of this process.
 
     Args:
-        tasks: names of the tasks to draw from; all but `ood_tasks` where None.
+        tasks: names of the tasks to draw from; all but `ood_tasks` and `UNREPEATABLE` where None.
         ood_tasks: the names for the split "ood".
         simplifications: the package's, such as "easy", "teleportAction" or "" for none.
     Raises:
@@ -59,7 +59,8 @@ class ScienceWorld(TextEnv):
     instructions = (f"Do the experiment. Write one action a turn, alone on a line. Actions: {_WORDS}. Where the "
                     "answer is a list of numbered meanings, write the number.")
     verifier = Progress()
-    turn_limit = 100
+    turn_limit = 200  # a gold path has up to 130 steps
+    begins_alike = True
 
     def __init__(self, tasks: Sequence[str] | None = None, ood_tasks: Sequence[str] = OOD_TASKS,
                  simplifications: str = "easy", **kwargs: Any) -> None:
@@ -67,7 +68,8 @@ class ScienceWorld(TextEnv):
         known = list(imported("scienceworld.constants", "scienceworld", "scienceworld").ID2TASK.values())
         if shutil.which("java") is None:
             raise UserError("ScienceWorld's simulator needs Java (1.8 or later) on the PATH: apt install default-jre")
-        chosen = tasks if tasks is not None else [name for name in known if name not in ood_tasks]
+        chosen = tasks if tasks is not None else [
+            name for name in known if name not in (*ood_tasks, *UNREPEATABLE)]
         self._names = list(ood_tasks if self.split == "ood" else chosen)
         for name in self._names:
             if name not in known:
@@ -118,7 +120,7 @@ class ScienceWorld(TextEnv):
         said = (lines[-1] if lines else "").encode(errors="replace").decode()[:400]
         # The package's own `step` lists every valid action with each answer, which takes 10 times as long as the step.
         world = self._running()
-        observation = _in_order(str(world("step", said)))
+        observation = str(world("step", said))
         self._score = float(world("getScore"))
         over = bool(world("getCompleted")) or self._score < 0
         return Reply(observation, done=over, valid=not observation.startswith("No known action matches that input"))
@@ -136,6 +138,7 @@ class ScienceWorld(TextEnv):
                 raise RuntimeError("ScienceWorld's gold path begins at the first turn: ask for it there")
             self._load(hidden["name"], hidden["variation"], gold=True)
             _gold_paths[key] = [str(action) for action in self._running()("getGoldActionSequence")]
+            self._load(hidden["name"], hidden["variation"])
         path = _gold_paths[key]
         return path[len(self.turns)] if len(self.turns) < len(path) else "wait"
 
@@ -150,7 +153,7 @@ class ScienceWorld(TextEnv):
         world = self._running()
         world("load", name, variation, self._simplifications, gold)
         world("reset")
-        seen = _in_order(str(world("step", "look around")))
+        seen = str(world("step", "look around"))
         self._score = float(world("getScore"))
         self._loaded = (name, variation)
         return seen
@@ -159,9 +162,3 @@ class ScienceWorld(TextEnv):
         if self._world is None:
             self._world = World()
         return self._world
-
-
-def _in_order(seen: str) -> str:
-    """The same with the art studio's three cups in one order: the simulator shuffles them by no seed."""
-    colours = iter(sorted(_CUP.findall(seen)))
-    return _CUP.sub(lambda _: next(colours), seen)

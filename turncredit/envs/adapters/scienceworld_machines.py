@@ -7,7 +7,11 @@ import threading
 from typing import Any
 
 from turncredit.envs.adapters.packages import imported
+from turncredit.seeds import seed_of
 
+# Objects have one and the same hash, so that sets of them keep the order of their making: else it would be by memory
+# addresses, another each time.
+_OPTIONS = ["-XX:+UseSerialGC", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2"]
 _guard = threading.Lock()
 _machines: list[_Machine] = []
 
@@ -19,9 +23,11 @@ class _Machine:
         java = imported("py4j.java_gateway", "scienceworld", "scienceworld")
         where = imported("scienceworld.constants", "scienceworld", "scienceworld")
         port, self.process = java.launch_gateway(classpath=where.JAR_PATH, die_on_exit=True, cwd=where.BASEPATH,
-                                                 javaopts=["-XX:+UseSerialGC"], return_proc=True)
+                                                 javaopts=_OPTIONS, return_proc=True)
         self.gateway = java.JavaGateway(gateway_parameters=java.GatewayParameters(auto_field=True, port=port),
                                         java_process=self.process)
+        # The package draws from Scala's own generator, and never seeds it.
+        self.generator = getattr(getattr(self.gateway.jvm.scala.util, "Random$"), "MODULE$")
         self.lock = threading.Lock()
         self.worlds = 0
 
@@ -35,7 +41,10 @@ class _Machine:
 
 
 class World:
-    """A simulator of the package's. There are as many Java processes as cores at most; the last world ends them."""
+    """A simulator of the package's. There are as many Java processes as cores at most; the last world ends them.
+
+    What is drawn in a call depends on what was loaded last and on how many calls there were since, and on nothing else.
+    """
 
     def __init__(self) -> None:
         with _guard:
@@ -47,10 +56,16 @@ class World:
             self._machine = idle
         with self._machine.lock:
             self._server: Any = self._machine.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+        self._loaded: tuple[Any, ...] = ()
+        self._calls = 0
 
     def __call__(self, name: str, *arguments: Any) -> Any:
         """The result of a call of the simulator: a text, a number, or a list of them."""
+        if name == "load":
+            self._loaded, self._calls = arguments, 0
+        self._calls += 1
         with self._machine.lock:
+            self._machine.generator.setSeed(seed_of("scienceworld", *self._loaded, self._calls) % 2**31)
             result = getattr(self._server, name)(*arguments)
             return result if result is None or isinstance(result, str | int | float) else list(result)
 
