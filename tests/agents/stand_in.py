@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -74,4 +75,6 @@ class Answer(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     if fault() == "does not start":
         sys.exit("there is no memory for it")
+    if fault() == "has children":
+        subprocess.Popen(["sleep", "600"])
     ThreadingHTTPServer((given("--host"), int(given("--port"))), Answer).serve_forever()

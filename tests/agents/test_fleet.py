@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -60,6 +61,12 @@ def pid_of(servers: Fleet, place: int) -> int:
     return int(servers._places[place].server.pid)  # type: ignore[union-attr]
 
 
+def server_of(servers: Fleet, place: int) -> int:
+    """The process that answers, behind the one that leads its group."""
+    leader = pid_of(servers, place)
+    return next(pid for pid in group_of(leader) if pid != leader)
+
+
 def versions(engine: VllmServers, episodes: int) -> list[float]:
     """Which weights each of as many requests is sampled with."""
     said = engine.generate([Request([1, 2], 2, i, episode=i) for i in range(episodes)], Sampling(), [])
@@ -71,7 +78,7 @@ def test_a_server_that_dies_is_replaced_by_one_with_the_present_weights(made: Ma
     engine.load(weights(7))
     assert versions(engine, 3) == [7, 7, 7]
     for lost in (1, 2):
-        os.kill(pid_of(servers, 0), signal.SIGKILL)
+        os.killpg(pid_of(servers, 0), signal.SIGKILL)
         assert versions(engine, 3) == [7, 7, 7], "those that asked meanwhile waited for it"
         assert servers.lost == lost
     engine.load(weights(8))
@@ -81,7 +88,7 @@ def test_a_server_that_dies_is_replaced_by_one_with_the_present_weights(made: Ma
 def test_a_server_that_dies_of_a_request_takes_no_other_episode_with_it(made: Made, tmp_path: Path) -> None:
     engine, servers = made(2, restarts=1)
     engine.load(weights(3))
-    (tmp_path / "fault").write_text(f"dies {pid_of(servers, 1)}")
+    (tmp_path / "fault").write_text(f"dies {server_of(servers, 1)}")
     assert versions(engine, 8) == [3] * 8
     until = time.monotonic() + 20
     while servers.joined < 3 and time.monotonic() < until:
@@ -92,7 +99,7 @@ def test_a_server_that_dies_of_a_request_takes_no_other_episode_with_it(made: Ma
 def test_where_no_server_is_left_everybody_is_told_at_once(made: Made) -> None:
     engine, servers = made(1, restarts=0)
     engine.load(weights(1))
-    os.kill(pid_of(servers, 0), signal.SIGKILL)
+    os.killpg(pid_of(servers, 0), signal.SIGKILL)
     [sample] = engine.generate([Request([1], 1, 0)], Sampling(), [])
     assert isinstance(sample, EngineError)
     began = time.monotonic()
@@ -104,7 +111,7 @@ def test_where_no_server_is_left_everybody_is_told_at_once(made: Made) -> None:
 def test_a_server_that_refuses_new_weights_samples_no_more_and_is_replaced(made: Made, tmp_path: Path) -> None:
     engine, servers = made(2, restarts=1)
     engine.load(weights(1))
-    (tmp_path / "fault").write_text(f"refuses {pid_of(servers, 0)}")
+    (tmp_path / "fault").write_text(f"refuses {server_of(servers, 0)}")
     engine.load(weights(2))
     assert versions(engine, 6) == [2] * 6
     until = time.monotonic() + 20
@@ -138,7 +145,7 @@ def test_servers_that_sleep_wake_for_weights_and_requests_and_those_that_join_th
     del calls[:]
     engine.rest()
     engine.rest()
-    os.kill(pid_of(servers, 1), signal.SIGKILL)
+    os.killpg(pid_of(servers, 1), signal.SIGKILL)
     until = time.monotonic() + 20
     while servers.joined < 3 and time.monotonic() < until:
         time.sleep(0.05)
@@ -149,11 +156,40 @@ def test_servers_that_sleep_wake_for_weights_and_requests_and_those_that_join_th
     assert of(servers.urls[0]) == of(servers.urls[1]) == woken
 
 
+def test_what_a_server_has_started_ends_with_it_however_we_end(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "fault").write_text("has children")
+    child = os.fork()
+    if child == 0:
+        try:
+            server = LocalServer(tmp_path / "model", sys.executable)
+            (tmp_path / "group").write_text(f"{server.pid} {len(group_of(server.pid))}")
+        finally:
+            os._exit(0)  # without a word to the server
+    os.waitpid(child, 0)
+    group, count = map(int, (tmp_path / "group").read_text().split())
+    assert count == 3, "who watches, the server, and what it has started"
+    until = time.monotonic() + 20
+    while group_of(group) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not group_of(group)
+
+
+def group_of(leader: int) -> list[int]:
+    """Processes of a group that are not only waiting to be forgotten."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 def test_a_server_that_was_refused_too_late_is_replaced_once(made: Made) -> None:
     engine, servers = made(1, restarts=1)
     engine.load(weights(1))
     gone = servers.urls[0]
-    os.kill(pid_of(servers, 0), signal.SIGKILL)
+    os.killpg(pid_of(servers, 0), signal.SIGKILL)
     assert versions(engine, 1) == [1]
     servers.refuse(0, gone)
     time.sleep(0.5)
@@ -172,7 +208,7 @@ def test_nobody_waits_while_another_server_is_being_given_weights(made: Made) ->
 
 def test_servers_that_take_no_weights_at_first_are_an_error_that_names_the_folder(made: Made, tmp_path: Path) -> None:
     engine, servers = made(1, restarts=0)
-    (tmp_path / "fault").write_text(f"refuses {pid_of(servers, 0)}")
+    (tmp_path / "fault").write_text(f"refuses {server_of(servers, 0)}")
     with pytest.raises(EngineError, match=rf"collective_rpc: 500 .*no memory.*see the files of {tmp_path}/model"):
         engine.load(weights(1))
 

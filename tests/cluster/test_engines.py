@@ -70,7 +70,8 @@ def gpus_of_servers(folder: Path) -> dict[int, str]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if "vllm.entrypoints.openai.api_server" in words and str(folder) in words:
+            if ("vllm.entrypoints.openai.api_server" in words and str(folder) in words
+                    and os.getpgid(int(process.name)) == int(process.name)):
                 told = dict(line.partition("=")[::2] for line in
                             (process / "environ").read_bytes().decode(errors="replace").split("\0"))
                 found[int(process.name)] = told.get("CUDA_VISIBLE_DEVICES", "")

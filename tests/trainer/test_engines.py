@@ -124,13 +124,15 @@ def test_vllm_samples_ahead_of_the_trainer_with_weights_of_bounded_age(name: str
 
 
 def servers_of(folder: Path) -> list[int]:
-    """Processes that serve a run's policy."""
+    """Processes that serve a run's policy, each the leader of its group."""
     found = []
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = line.read_bytes().decode(errors="replace").split("\0")
-            if "vllm.entrypoints.openai.api_server" in words and str(folder / "engine") in words:
-                found.append(int(line.parent.name))
+            pid = int(line.parent.name)
+            if ("vllm.entrypoints.openai.api_server" in words and str(folder / "engine") in words
+                    and os.getpgid(pid) == pid):
+                found.append(pid)
     return found
 
 

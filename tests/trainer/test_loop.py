@@ -294,8 +294,9 @@ SEVERAL = {"steps": 3, "epochs": 2, "mini_batches": 2}
     {"trainer": SEVERAL, "algorithm": {"name": "sc-grpo", "unit": "batch", "reference_kl": 0.04}},
     {"trainer": SEVERAL, "algorithm": {"name": "sdpo", "follow": 0.3, "solution": "demonstration"}},
     pytest.param({"trainer": SEVERAL, "algorithm": {"name": "additive", "beta_start": 0.03, "beta_steps": 3}},
-                 marks=pytest.mark.slow)],
-    ids=["warm-up", "dynamic sampling", "unit and start", "averaged teacher", "beta warmed up"])
+                 marks=pytest.mark.slow),
+    pytest.param({"trainer": {**SEVERAL, "compile": True}}, marks=pytest.mark.slow)],
+    ids=["warm-up", "dynamic sampling", "unit and start", "averaged teacher", "beta warmed up", "compiled"])
 def test_a_run_with_several_updates_a_step_is_resumed_bit_for_bit(sections, relay_config, begun):
     config = begun(relay_config(**sections))
     run = train(config, Watching(), resume=True)

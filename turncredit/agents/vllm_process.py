@@ -64,9 +64,12 @@ class LocalServer:
         command += options
         if not _has_gpu():  # compiling takes minutes there, and version 0.32 dies of seeds in prompts read in parts
             command += ["--enforce-eager", "--no-enable-chunked-prefill"]
+        command = [sys.executable, str(Path(__file__).with_name("process_group.py")), *command]
         environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
                        "VLLM_CPU_KVCACHE_SPACE": str(cache_gb),
                        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_NO_USAGE_STATS": "1"}
+        if shutil.which(python or sys.executable) is None:
+            raise UserError(f"engine.python is {python!r}: there is no such program")
         try:
             self._process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=subprocess.STDOUT,
                                              start_new_session=True, preexec_fn=_die_with(os.getpid()))
