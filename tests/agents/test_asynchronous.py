@@ -224,3 +224,23 @@ def test_new_weights_come_between_two_turns_and_each_turn_notes_whose_it_is(chat
     versions = [[sample.policy_version for sample in said] for said in asyncio.run(run())]
     assert seen == [(0, 2)], "behind the turns that were under way, and before the one that had come meanwhile"
     assert versions == ([[3, 3], [3], [3]] if fails else [[3, 4], [3], [4]])
+
+
+def test_what_is_sampled_between_two_turns_changes_nothing_for_those_that_go_on(chat: ChatFormat,
+                                                                               model_for: Any) -> None:
+    model = model_for(chat.tokenizer)
+    engine = TransformersEngine(model)
+    agent = AsynchronousAgent(engine, chat)
+    every = range(len(chat.tokenizer))
+    stops = [token for token in every if token % 3]  # nearly every turn ends with its first token or two
+    agent.chat = type("Stops", (), {"stop_ids": stops})()  # type: ignore[assignment]
+
+    async def run() -> list[list[Sample]]:
+        episodes = [asyncio.ensure_future(episode(agent, i, 6, nothing)) for i in range(3)]
+        for _ in range(4):  # with no token that ends a turn, as new weights are tried out
+            await agent.between_turns(lambda: engine.generate([Request([5, 6], 3, 0)], Sampling(), []) and None)
+        return list(await asyncio.gather(*episodes))
+
+    for said in asyncio.run(run()):
+        for sample in said:
+            assert not set(stops) & set(sample.token_ids[:-1]), "a turn ends with the first of them"

@@ -61,7 +61,7 @@ class OneSlow(Slowly):
     """Some tasks take long at each turn."""
 
     def make_task(self, rng: np.random.Generator) -> Task:
-        return Task("a", {"pause": 0.0 if rng.random() < 0.8 else 0.4}, self.split, id=f"a-{rng.integers(1 << 40)}")
+        return Task("a", {"pause": 0.0 if rng.random() < 0.8 else 0.5}, self.split, id=f"a-{rng.integers(1 << 40)}")
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,13 @@ def assert_every_task_once(run: RunFolder, steps: int, groups: int) -> None:
 def test_an_episode_goes_on_with_new_weights_and_each_turn_notes_whose_it_is(finished: Any) -> None:
     run, _ = finished
     episodes = list(run.read_episodes())
+    end = Policy.load(ModelConfig(path=str(run.path / "policy"))).chat.end_id
     for e in episodes:
         assert e.policy_versions == sorted(e.policy_versions) and e.policy_version == e.policy_versions[0]
         assert len(e.policy_versions) == len(e.turns) == 4
         assert 0 <= e.step - e.policy_version <= 2
+        said = [s.token_ids.tolist() for s in e.segments if s.generated]
+        assert all(end not in ids[:-1] for ids in said), "a turn ends where the policy ends it"
     assert sum(len(set(e.policy_versions)) > 1 for e in episodes) > len(episodes) / 4
     assert {e.step for e in episodes if e.policy_version < e.step} >= set(range(2, STEPS)), "sampling goes on meanwhile"
     metrics = run.read_metrics()

@@ -121,6 +121,7 @@ class AsynchronousAgent:
 
     async def _call_between(self) -> None:
         call, done = self._between.popleft()
+        self._stream = None  # the engine may sample something else in between, with other tokens that end a turn
         try:
             await self._calls.run(call)
         except Exception as error:  # it belongs to the one who called
