@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint slow vllm docker soak llm docs browser trl ray ray-engines verl clean
+.PHONY: demo test lint slow envs-check vllm docker soak llm docs browser trl ray ray-engines verl clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ lint: $(VENV)/.installed
 
 slow: $(VENV)/.installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+envs-check: $(VENV)/.installed  ## `turncredit envs check` of every environment whose package is installed; minutes to an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -P scripts/check_envs.py
 
 docker: $(VENV)/.installed  ## the sandbox's and the judge's tests against Docker too; starts an engine where none answers
 	scripts/ci_docker.sh $(BIN)/python -m pytest tests/sandboxes tests/verifiers

@@ -230,8 +230,8 @@ def updates(shape: Shape, dtype: str, repeats: int) -> dict[str, Any]:
                 result["over_floor"] = round(result["seconds"] / results["floor"]["seconds"], 3)
             if "seconds" in results["plain"]:
                 result["over_plain"] = round(result["seconds"] / results["plain"]["seconds"], 3)
-    return {"packs": policy.packs, "parameters": parameters, "student_tokens": tokens, "teacher_tokens": read,
-            "variants": results, "estimated_gib": estimates}
+    return {"packs": policy.packs, "flex": policy.flex, "parameters": parameters, "student_tokens": tokens,
+            "teacher_tokens": read, "variants": results, "estimated_gib": estimates}
 
 
 def sampling(shape: Shape, dtype: str, rows: int, tolerance: float) -> dict[str, Any]:
