@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import turncredit
+from turncredit.envs.webshop.env import _open_shop
 from turncredit.errors import MissingExtra
 
 
@@ -65,6 +66,7 @@ def test_every_extra_is_looked_at() -> None:
 @pytest.mark.parametrize("extra", WANTS)
 def test_a_missing_extra_is_named(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, want = WANTS[extra]
+    _open_shop.cache_clear()  # another test's shop needs its package no more
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
