@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import os
 import sys
 import tempfile
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from turncredit.envs.adapters.alfworld_problems import TYPES, Problem, draw_problem
-from turncredit.envs.adapters.packages import imported
+from turncredit.envs.adapters.packages import imported, variable
 from turncredit.envs.adapters.toy_text import GoalReached
 from turncredit.envs.splits import draw_from_split
 from turncredit.envs.text_env import Reply, TextEnv
@@ -67,7 +66,8 @@ class ALFWorld(TextEnv):
         chosen = tuple(types) if types is not None else tuple(name for name in TYPES if name not in ood_types)
         self._types = tuple(ood_types) if self.split == "ood" else chosen
         self._things = things
-        with _no_cache_folder():
+        # On import it makes a folder for downloads in the user's home, unless one is named that is there.
+        with variable("ALFWORLD_DATA", tempfile.gettempdir()):
             imported("alfworld", "alfworld", "alfworld")
         self._infos = imported("textworld", "textworld", "alfworld").EnvInfos(admissible_commands=True)
         self._pddl = imported("textworld.envs", "textworld", "alfworld").PddlEnv
@@ -144,19 +144,6 @@ class ALFWorld(TextEnv):
             state = self._played.reset()
         self._commands, shown = frozenset(state["admissible_commands"]), str(state.feedback)
         return Task(shown.partition("=-\n")[2].strip() or shown, {}, self.split, self.level, f"{self.split}-{name}")
-
-
-@contextmanager
-def _no_cache_folder() -> Iterator[None]:
-    """On import the package makes a folder for downloads in the user's home, and names it in a variable."""
-    if "ALFWORLD_DATA" in os.environ:
-        yield
-        return
-    os.environ["ALFWORLD_DATA"] = tempfile.gettempdir()  # which is there
-    try:
-        yield
-    finally:
-        os.environ.pop("ALFWORLD_DATA", None)
 
 
 @contextmanager

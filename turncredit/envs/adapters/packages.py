@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from turncredit.errors import MissingExtra
@@ -20,3 +23,16 @@ def imported(module: str, package: str, extra: str) -> Any:
         if error.name and error.name.partition(".")[0] != module.partition(".")[0]:
             raise MissingExtra(f"{package} (its {error.name})", extra) from None
         raise MissingExtra(package, extra) from None
+
+
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """While a package is imported the process has this variable, if nobody has set it, and then no longer."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)

