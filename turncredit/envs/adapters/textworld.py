@@ -89,10 +89,15 @@ class TextWorld(TextEnv):
         return {"reached": self._won}
 
     def respond(self, action: str) -> Reply:
-        """Do the last line that is not empty. The interpreter reads printable ASCII alone: others cost a turn."""
+        """Do the last line that is not empty.
+
+        What the interpreter cannot read costs a turn: it reads printable ASCII alone, and a backslash begins a command
+        to itself, which it may repeat for ever.
+        """
         lines = [line.strip() for line in action.splitlines() if line.strip()]
         command = lines[-1] if lines else ""
-        if not command or not command.isascii() or not command.isprintable() or len(command) > _LONGEST:
+        plain = command.isascii() and command.isprintable() and "\\" not in command
+        if not plain or not 1 <= len(command) <= _LONGEST:
             return Reply(f"error: write a command of 1 to {_LONGEST} plain characters", valid=False)
         state, _, over = self._played.step(command)
         self._won = bool(state.won)
