@@ -56,6 +56,19 @@ def test_logprobs_equal_a_plain_forward_pass(model: Any, engine: TransformersEng
         assert sample.logprobs.dtype == sample.sampling_logprobs.dtype == np.float32
 
 
+def test_keys_and_values_are_kept_under_autocast(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def in_bf16() -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    engine, asked = TransformersEngine(model, precision=in_bf16), requests(4)
+    for request, sample in zip(asked, engine.generate(asked, PLAIN, stop_ids=[])):
+        with in_bf16():
+            expected = plain_forward(model, list(request.context), sample.token_ids, 1.0)
+        picked = expected[torch.arange(len(sample.token_ids)), torch.tensor(sample.token_ids)]
+        assert np.abs(sample.logprobs - picked.numpy()).mean() < 0.05
+    assert "read anew" not in caplog.text
+
+
 def test_at_temperature_one_both_logprobs_are_the_same(engine: TransformersEngine) -> None:
     for sample in engine.generate(requests(3), PLAIN, []):
         np.testing.assert_array_equal(sample.logprobs, sample.sampling_logprobs)
