@@ -67,7 +67,7 @@ class KeyValueRows(Cache):  # type: ignore[misc]  # transformers comes without t
                **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Called by the model: take a layer's new keys and values, [batch, heads, new tokens, width]; give all."""
         keys, values = self.buffer[layer_idx]
-        # Under autocast values come in bfloat16, and keys behind their rotation in float32: this loses nothing of either.
+        # Under autocast values come in bfloat16 and keys, behind their rotation, in float32: neither loses anything.
         keys[self._write, :, self._places] = key_states.transpose(1, 2).to(keys.dtype)
         values[self._write, :, self._places] = value_states.transpose(1, 2).to(values.dtype)
         return keys[self._read, :, :self._end], values[self._read, :, :self._end]
