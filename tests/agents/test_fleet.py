@@ -62,9 +62,8 @@ def pid_of(servers: Fleet, place: int) -> int:
 
 
 def server_of(servers: Fleet, place: int) -> int:
-    """The process that answers, behind the one that leads its group."""
-    leader = pid_of(servers, place)
-    return next(pid for pid in group_of(leader) if pid != leader)
+    """The process that answers, the last of its group to be started."""
+    return max(group_of(pid_of(servers, place)))
 
 
 def versions(engine: VllmServers, episodes: int) -> list[float]:
@@ -167,11 +166,23 @@ def test_what_a_server_has_started_ends_with_it_however_we_end(made: Made, tmp_p
             os._exit(0)  # without a word to the server
     os.waitpid(child, 0)
     group, count = map(int, (tmp_path / "group").read_text().split())
-    assert count == 3, "who watches, the server, and what it has started"
+    assert count == 4, "who watches, two, the server, and what it has started"
+    assert ends(group)
+
+
+def test_a_server_ends_where_who_watches_it_is_killed(made: Made, tmp_path: Path) -> None:
+    server = LocalServer(tmp_path / "model", sys.executable)
+    os.kill(server.pid, signal.SIGKILL)  # as Ray does with its workers' children where a node dies
+    assert ends(server.pid)
+    server.close()
+
+
+def ends(group: int) -> bool:
+    """Whether all of a group's processes do, in time."""
     until = time.monotonic() + 20
     while group_of(group) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not group_of(group)
+    return not group_of(group)
 
 
 def group_of(leader: int) -> list[int]:
