@@ -64,8 +64,6 @@ class TextWorld(TextEnv):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}: it must be a whole number of at least 1")
         self._package = imported("textworld", "textworld", "textworld")
-        # The interpreter knows no generated game and says so at every start.
-        warnings.filterwarnings("ignore", ".*is not fully supported", module="jericho")
         times = ood_growth if self.split == "ood" else 1
         self._sizes = (rooms * times, objects * times, quest_length * times)
         self._played: Any = None
@@ -124,6 +122,8 @@ class TextWorld(TextEnv):
         story = Path(self._folder.name, "game.z8")
         story.write_bytes(game.story)
         story.with_suffix(".json").write_bytes(game.description)
+        # The interpreter knows no generated game and says so at every start. Filters of others, set since, come first.
+        warnings.filterwarnings("ignore", ".*is not fully supported", module="jericho")
         wanted = self._package.EnvInfos(feedback=True, won=True, lost=True)
         self._played = self._package.start(str(story), wanted)
         return _shown(self._played.reset().feedback)
