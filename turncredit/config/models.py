@@ -120,7 +120,16 @@ class RolloutConfig(Strict):
         return self
 
 
-class EngineConfig(Strict):
+class Named(Strict):
+    """A section with a `name`, which alone may stand for it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class EngineConfig(Named):
     """What samples the episodes of training. `engine: vllm` is short for {name: vllm}."""
 
     name: Literal["transformers", "vllm", "vllm-server"] = Field(
@@ -138,11 +147,6 @@ class EngineConfig(Strict):
     accepted_difference: float | None = Field(
         None, gt=0, description="from the trainer's logprobs, in nats, mean; null: 0.001 in float32, 0.1 in bfloat16")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _settings_fit(self) -> EngineConfig:
         if self.name != "vllm-server" and (self.servers or self.python):
@@ -156,7 +160,7 @@ class EngineConfig(Strict):
         return self
 
 
-class ClusterConfig(Strict):
+class ClusterConfig(Named):
     """Where environments and engines run. `cluster: ray` is short for {name: ray}."""
 
     name: Literal["none", "ray"] = Field("none", description="none: in this process; ray: in a cluster's workers")
@@ -168,11 +172,6 @@ class ClusterConfig(Strict):
     engine_gpus: int = Field(1, ge=0, description="GPUs of each, on one node; 0: on any node")
     wait_s: float = Field(120.0, gt=0, description="the longest wait for a worker, or room for an engine")
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="Ray's, such as {py_modules: [./my_envs]}")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _settings_fit(self) -> ClusterConfig:
